@@ -1,0 +1,129 @@
+"""How the initial bases μ⁽⁰⁾ live between batches: one small strategy per answer of the paper's ablation.
+
+A strategy holds no tensor. `EMAU` owns ``bases`` (k, c); the strategy says where each batch starts, what remains of
+the batch afterwards, and whether back-propagation may change the bases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.distributed as dist
+from einops import reduce
+from torch import Tensor
+
+from emalab.em import normalize_bases
+
+MaintenanceName = Literal["moving_average", "frozen", "learned", "per_image"]
+Renormalize = Literal["none", "batch_mean", "after_mixing"]
+
+__all__ = [
+    "Frozen",
+    "Learned",
+    "Maintenance",
+    "MovingAverage",
+    "PerImage",
+    "initial_bases",
+    "make_maintenance",
+    "mean_over_images",
+]
+
+
+def initial_bases(num_bases: int, channels: int) -> Tensor:
+    """Random directions, uniform on the unit sphere: (k, c), each base of L2 norm 1."""
+    return normalize_bases(torch.randn(num_bases, channels))
+
+
+def mean_over_images(bases: Tensor) -> Tensor:
+    """Mean over the images of a batch, and over every rank's batch: (b, k, c) → (k, c), identical on all ranks.
+
+    Sums and image counts travel together in one all-reduce, so ranks may hold batches of different sizes.
+    """
+    total = reduce(bases.float() if bases.dtype.itemsize < 4 else bases, "b k c -> k c", "sum")
+    count = total.new_full((1,), len(bases))
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        packed = torch.cat([total.flatten(), count])
+        dist.all_reduce(packed)
+        total, count = packed[:-1].view_as(total), packed[-1:]
+    return total / count
+
+
+class Maintenance:
+    """Base strategy: every batch starts from the stored bases, which never change."""
+
+    learnable = False  # whether the optimizer owns the bases
+
+    def start(self, bases: Tensor, x: Tensor) -> Tensor:
+        """Bases that EM starts from: stored (k, c), features (b, n, c) → (k, c) or (b, k, c)."""
+        return bases
+
+    def update(self, bases: Tensor, batch_bases: Tensor) -> Tensor | None:
+        """Bases to store after a training batch: (k, c), (b, k, c) → (k, c), or None to keep what is stored."""
+        return None
+
+
+class Frozen(Maintenance):
+    """The random initial bases, for ever ("no maintenance" in the paper's ablation)."""
+
+
+class Learned(Maintenance):
+    """Bases are a parameter, trained by back-propagation through the EM iterations (needs ``grad="unroll"``)."""
+
+    learnable = True
+
+
+class PerImage(Maintenance):
+    """Every image starts from its own features at ``k`` evenly spaced positions; nothing is shared between images."""
+
+    def start(self, bases: Tensor, x: Tensor) -> Tensor:
+        """Normalized features at evenly spaced positions: (b, k, c). Positions repeat when there are fewer than k."""
+        num_bases, num_positions = len(bases), x.shape[1]
+        spacing = torch.linspace(0, num_positions - 1, num_bases, device=x.device).round().long()
+        return normalize_bases(x[:, spacing])
+
+
+@dataclass(frozen=True)
+class MovingAverage(Maintenance):
+    """μ⁽⁰⁾ ← α μ⁽⁰⁾ + (1 − α) · mean over the batch of μ⁽ᵀ⁾, with α = ``momentum`` weighting the OLD bases. Paper, §3.3.
+
+    ``renormalize`` settles what the paper leaves open: ``"none"`` mixes the raw mean, whose norm is below 1 (the
+    authors' code); ``"batch_mean"`` brings the mean to unit norm before mixing (mmsegmentation); ``"after_mixing"``
+    brings the result to unit norm.
+    """
+
+    momentum: float = 0.9
+    renormalize: Renormalize = "none"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.momentum <= 1:
+            raise ValueError(f"momentum weights the old bases and must lie in [0, 1], got {self.momentum}")
+        if self.renormalize not in get_args(Renormalize):
+            raise ValueError(f"renormalize must be one of {', '.join(get_args(Renormalize))}; got {self.renormalize!r}")
+
+    def update(self, bases: Tensor, batch_bases: Tensor) -> Tensor:
+        """The mixed bases (k, c), identical on every rank."""
+        mean = mean_over_images(batch_bases).to(bases.dtype)
+        if self.renormalize == "batch_mean":
+            mean = normalize_bases(mean)
+        mixed = self.momentum * bases + (1 - self.momentum) * mean
+        return normalize_bases(mixed) if self.renormalize == "after_mixing" else mixed
+
+
+def make_maintenance(name: str, *, momentum: float = 0.9, renormalize: Renormalize = "none") -> Maintenance:
+    """The strategy called ``name``; ``momentum`` and ``renormalize`` matter to ``"moving_average"`` alone.
+
+    Raises:
+        ValueError: no strategy of that name, or an argument out of range.
+    """
+    strategies: dict[str, Callable[[], Maintenance]] = {
+        "moving_average": lambda: MovingAverage(momentum, renormalize),
+        "frozen": Frozen,
+        "learned": Learned,
+        "per_image": PerImage,
+    }
+    if name not in strategies:
+        raise ValueError(f"maintenance must be one of {', '.join(strategies)}; got {name!r}")
+    return strategies[name]()

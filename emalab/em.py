@@ -1,0 +1,182 @@
+"""EM attention as pure functions: tensors in, tensors out, no state.
+
+Notation follows Li et al., "Expectation-Maximization Attention Networks for Semantic Segmentation" (ICCV 2019):
+features ``x`` (X in the paper), ``bases`` (μ), ``responsibilities`` (Z). Axes are named everywhere:
+
+    b  images        n  positions (h·w)        k  bases        c  channels
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange, reduce
+from torch import Tensor
+
+Norm = Literal["l2", "layer", "none"]
+Grad = Literal["stop", "last", "unroll"]
+Backend = Literal["auto", "torch"]
+
+__all__ = ["EMOutput", "e_step", "em_attention", "log_likelihood", "m_step", "normalize_bases", "reconstruct"]
+
+
+class EMOutput(NamedTuple):
+    """What `em_attention` returns.
+
+    ``responsibilities`` come from the last E-step, made with the bases *before* the last M-step; ``reconstruction``
+    mixes them with the ``bases`` *after* it, as the authors' implementation does.
+    """
+
+    reconstruction: Tensor  # (b, n, c), rank ≤ k
+    responsibilities: Tensor  # (b, n, k), rows sum to 1
+    bases: Tensor  # (b, k, c)
+
+
+def e_step(x: Tensor, bases: Tensor, scale: float = 1.0) -> Tensor:
+    """Responsibility of every base for every position: z_nk ∝ exp(λ x_nᵀ μ_k). Paper, E-step.
+
+    Args:
+        x: features (b, n, c).
+        bases: (b, k, c).
+        scale: λ, the inverse temperature; λ → ∞ gives the hard assignment of K-means.
+
+    Returns:
+        Responsibilities (b, n, k); each row is a distribution over the bases.
+    """
+    return einsum(x, scale * bases, "b n c, b k c -> b n k").softmax(dim=-1)
+
+
+def m_step(x: Tensor, responsibilities: Tensor, eps: float = 1e-6) -> Tensor:
+    """Each base becomes the mean of the features weighted by its responsibilities. Paper, M-step (eq. 13 lacks the Σ).
+
+    Args:
+        x: features (b, n, c).
+        responsibilities: (b, n, k).
+        eps: added to each base's total responsibility, so that a base that nobody chooses becomes 0 and not NaN.
+
+    Returns:
+        Bases (b, k, c), not normalized.
+    """
+    weighted_sum = einsum(responsibilities, x, "b n k, b n c -> b k c")
+    total = reduce(responsibilities, "b n k -> b k 1", "sum")
+    return weighted_sum / (total + eps)
+
+
+def normalize_bases(bases: Tensor, norm: Norm = "l2", eps: float = 1e-6) -> Tensor:
+    """Normalize each base over its channels: ``"l2"`` (paper), ``"layer"`` (ablation; no affine part) or ``"none"``.
+
+    Args:
+        bases: (..., k, c).
+        norm: which normalization.
+        eps: added to the L2 norm, or to the variance of ``"layer"``.
+    """
+    if norm == "l2":
+        return bases / (bases.norm(dim=-1, keepdim=True) + eps)
+    if norm == "layer":
+        return F.layer_norm(bases, bases.shape[-1:], eps=eps)
+    return bases
+
+
+def reconstruct(responsibilities: Tensor, bases: Tensor) -> Tensor:
+    """Re-estimate the features from the bases, X̃ = Z μ: (b, n, k), (b, k, c) → (b, n, c), of rank ≤ k."""
+    return einsum(responsibilities, bases, "b n k, b k c -> b n c")
+
+
+def em_attention(
+    x: Tensor,
+    bases: Tensor,
+    *,
+    num_iters: int = 3,
+    scale: float = 1.0,
+    norm: Norm = "l2",
+    grad: Grad = "stop",
+    eps: float = 1e-6,
+    backend: Backend = "auto",
+) -> EMOutput:
+    """Run ``num_iters`` rounds of E-step and M-step, then rebuild the features from the bases.
+
+    Args:
+        x: features (b, n, c), floating point.
+        bases: initial bases μ⁽⁰⁾, shared (k, c) or one set per image (b, k, c).
+        num_iters: T ≥ 1.
+        scale: λ, named as in ``scaled_dot_product_attention``.
+        norm: normalization after each M-step, see `normalize_bases`.
+        grad: ``"stop"``: no gradient flows through EM (what the authors' code does); ``"last"``: through the last
+            iteration and the reconstruction; ``"unroll"``: through everything.
+        eps: added to column sums and norms.
+        backend: ``"torch"``, or ``"auto"`` to let the library choose.
+
+    Raises:
+        ValueError: shapes that do not fit, or an unknown option.
+        TypeError: features that are not floating point.
+    """
+    _check(x, bases, num_iters, norm=norm, grad=grad, backend=backend)
+    if bases.ndim == 2:
+        bases = bases.expand(len(x), -1, -1)
+    bases = bases.to(x.dtype)
+
+    def iterate(bases: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+        for _ in range(iterations):
+            z = e_step(x, bases, scale)
+            bases = normalize_bases(m_step(x, z, eps), norm, eps)
+        return z, bases
+
+    if grad == "stop":
+        with torch.no_grad():
+            z, bases = iterate(bases, num_iters)
+            return EMOutput(reconstruct(z, bases), z, bases)
+    if grad == "last" and num_iters > 1:
+        with torch.no_grad():
+            _, bases = iterate(bases, num_iters - 1)
+        num_iters = 1
+    z, bases = iterate(bases, num_iters)
+    return EMOutput(reconstruct(z, bases), z, bases)
+
+
+def log_likelihood(x: Tensor, bases: Tensor, scale: float = 1.0) -> Tensor:
+    """The objective that EM attention with ``norm="l2"`` climbs, per image: Σ_n log (1/K) Σ_k exp(λ x_nᵀ μ_k).
+
+    With unit-norm ``x`` and ``bases`` this is, up to a constant that depends on λ and c alone, the log-likelihood of a
+    mixture of von Mises-Fisher distributions with equal weights and one concentration λ (Banerjee et al., 2005).
+    For any ``x`` it never decreases from one iteration to the next as long as each base is kept at unit norm.
+
+    Args:
+        x: features (b, n, c).
+        bases: (k, c) or (b, k, c).
+        scale: λ.
+
+    Returns:
+        (b,), in nats.
+    """
+    if bases.ndim == 2:
+        bases = rearrange(bases, "k c -> 1 k c").expand(len(x), -1, -1)
+    similarity = einsum(x, scale * bases, "b n c, b k c -> b n k")
+    return reduce(similarity.logsumexp(dim=-1) - math.log(bases.shape[1]), "b n -> b", "sum")
+
+
+def _check(x: Tensor, bases: Tensor, num_iters: int, **options: str) -> None:
+    if x.ndim != 3 or bases.ndim not in (2, 3):
+        raise ValueError(
+            "em_attention expects x (b, n, c) and bases (k, c) or (b, k, c); "
+            f"got x {tuple(x.shape)} and bases {tuple(bases.shape)}"
+        )
+    if x.shape[-1] != bases.shape[-1] or (bases.ndim == 3 and len(bases) != len(x)):
+        raise ValueError(
+            f"x {tuple(x.shape)} and bases {tuple(bases.shape)} must agree in their channels c, "
+            "and in b when there is one set of bases per image"
+        )
+    if min(*x.shape[1:], bases.shape[-2]) < 1:
+        raise ValueError(
+            f"em_attention needs a position, a channel and a base; got x {tuple(x.shape)}, bases {tuple(bases.shape)}"
+        )
+    if not x.is_floating_point():
+        raise TypeError(f"em_attention needs floating-point features, got {x.dtype}; call x.float() first")
+    if num_iters < 1:
+        raise ValueError(f"num_iters must be at least 1, got {num_iters}")
+    allowed = {"norm": get_args(Norm), "grad": get_args(Grad), "backend": get_args(Backend)}
+    for option, value in options.items():
+        if value not in allowed[option]:
+            raise ValueError(f"{option} must be one of {', '.join(allowed[option])}; got {value!r}")

@@ -1,0 +1,208 @@
+"""Thin `torch.nn` shells over the functional core: `EMAU`, the non-local baseline and the block both are built from."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange
+from torch import Tensor, nn
+
+from emalab.bases import Maintenance, Renormalize, initial_bases, make_maintenance
+from emalab.em import EMOutput, Grad, Norm, em_attention
+
+NonLocalMode = Literal["gaussian", "embedded_gaussian", "dot_product"]
+AttentionPath = Literal["sdpa", "explicit"]
+
+__all__ = ["EMAU", "ConvNormAct", "NonLocal2d"]
+
+
+class ConvNormAct(nn.Sequential):
+    """Convolution with "same" padding, batch norm and ReLU (optional): (b, i, h, w) → (b, o, h, w)."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, *, activation: bool = True) -> None:
+        conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        super().__init__(conv, nn.BatchNorm2d(out_channels), *([nn.ReLU(inplace=True)] if activation else []))
+
+
+class EMAU(nn.Module):
+    """Expectation-Maximization Attention Unit: (b, c, h, w) → (b, c, h, w). Paper, §3.3.
+
+    1×1 conv → EM attention → ReLU → 1×1 conv and batch norm → add the input → ReLU. In training mode each forward pass
+    also maintains ``bases``, identically on every rank; evaluation leaves them alone. (Run under activation
+    checkpointing, a training forward happens twice and so does its update.)
+
+    Args:
+        channels: c of the input and of the output.
+        num_bases: K.
+        num_iters: T; may be changed on a trained unit (``unit.num_iters = 8``).
+        maintenance: how μ⁽⁰⁾ lives between batches: ``"moving_average"`` (paper), ``"frozen"``, ``"learned"`` or
+            ``"per_image"``; or a `Maintenance` of your own.
+        momentum: α of the moving average; it weights the OLD bases.
+        norm: normalization of the bases within EM, ``"l2"``, ``"layer"`` or ``"none"``.
+        grad: how far gradients flow through EM, ``"stop"``, ``"last"`` or ``"unroll"``. With ``"stop"``, the first
+            convolution can receive no gradient and is frozen at its random initialization, as in the authors' code.
+        scale: λ of the E-step.
+        renormalize: what to normalize in the moving average: ``"none"``, ``"batch_mean"`` or ``"after_mixing"``.
+
+    Attributes:
+        bases: (k, c), a parameter if the maintenance is ``"learned"`` and a buffer otherwise.
+
+    Raises:
+        ValueError: a size below 1, an unknown option, or learned bases that no gradient can reach.
+    """
+
+    bases: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        num_bases: int = 64,
+        num_iters: int = 3,
+        *,
+        maintenance: str | Maintenance = "moving_average",
+        momentum: float = 0.9,
+        norm: Norm = "l2",
+        grad: Grad = "stop",
+        scale: float = 1.0,
+        renormalize: Renormalize = "none",
+    ) -> None:
+        super().__init__()
+        if min(channels, num_bases, num_iters) < 1:
+            raise ValueError(
+                f"channels, num_bases and num_iters must be at least 1; got {channels}, {num_bases} and {num_iters}"
+            )
+        if norm not in get_args(Norm) or grad not in get_args(Grad):
+            raise ValueError(
+                f"norm must be one of {get_args(Norm)} and grad one of {get_args(Grad)}; got {norm!r}, {grad!r}"
+            )
+        if isinstance(maintenance, str):
+            maintenance = make_maintenance(maintenance, momentum=momentum, renormalize=renormalize)
+        if maintenance.learnable and not (grad == "unroll" or (grad == "last" and num_iters == 1)):
+            raise ValueError(f'learned bases get no gradient with grad={grad!r}; use grad="unroll"')
+        self.num_iters, self.scale = num_iters, scale
+        self.norm, self.grad = norm, grad
+        self.maintenance = maintenance
+
+        self.conv_in = nn.Conv2d(channels, channels, 1)  # no ReLU behind it: features range over all of ℝ
+        nn.init.kaiming_normal_(self.conv_in.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.zeros_(self.conv_in.bias)  # type: ignore[arg-type]
+        self.conv_in.requires_grad_(grad != "stop")
+        self.conv_out = ConvNormAct(channels, channels, 1, activation=False)
+        bases = initial_bases(num_bases, channels)
+        if maintenance.learnable:
+            self.bases = nn.Parameter(bases)
+        else:
+            self.register_buffer("bases", bases)
+
+    def attend(self, features: Tensor) -> EMOutput:
+        """EM attention over ``features`` (b, c, h, w), without updating the bases. Positions n run row by row.
+
+        ``rearrange(unit.attend(f).responsibilities, "b (h w) k -> b k h w", h=h)`` are the attention maps.
+        """
+        x = rearrange(self.conv_in(features), "b c h w -> b (h w) c")
+        start = self.maintenance.start(self.bases, x)
+        return em_attention(x, start, num_iters=self.num_iters, scale=self.scale, norm=self.norm, grad=self.grad)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(b, c, h, w) → (b, c, h, w)."""
+        attended = self.attend(features)
+        if self.training:
+            self._maintain(attended.bases)
+        context = rearrange(attended.reconstruction, "b (h w) c -> b c h w", h=features.shape[-2])
+        return F.relu(features + self.conv_out(F.relu(context)))
+
+    @torch.no_grad()
+    def _maintain(self, batch_bases: Tensor) -> None:
+        updated = self.maintenance.update(self.bases, batch_bases.detach())
+        if updated is not None:
+            self.bases.copy_(updated)
+
+    def extra_repr(self) -> str:
+        """Bases, iterations and strategy, for ``print(unit)``."""
+        num_bases, channels = self.bases.shape
+        return (
+            f"channels={channels}, num_bases={num_bases}, num_iters={self.num_iters}, "
+            f"maintenance={type(self.maintenance).__name__}, norm={self.norm!r}, grad={self.grad!r}, scale={self.scale}"
+        )
+
+
+class NonLocal2d(nn.Module):
+    """Non-local block, the attention that EMA replaces: (b, c, h, w) → (b, c, h, w). Wang et al., CVPR 2018.
+
+    Every position gathers from all N = h·w positions with weights from a pairwise similarity f(θ x_i, φ x_j); the block
+    adds the result to its input. The last batch norm starts at zero, so a new block is the identity (their §4.1).
+
+    Args:
+        channels: c of the input and of the output.
+        inner_channels: channels of θ, φ and g; ``channels // 2`` by default. θ and φ of ``"gaussian"`` are the input.
+        mode: ``"gaussian"`` and ``"embedded_gaussian"`` normalize exp(s · θᵀφ) by its sum (softmax);
+            ``"dot_product"`` divides θᵀφ by N.
+        scale: s; 1/√(channels of θ) by default, as in mmsegmentation and transformers. 1.0 is the paper's.
+        path: ``"sdpa"`` calls ``scaled_dot_product_attention``, which need not hold the N×N matrix, and orders the
+            dot-product mode as θ(φᵀg); ``"explicit"`` builds the matrix. Same result, different memory.
+
+    Raises:
+        ValueError: an unknown mode or path, or no channels.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        inner_channels: int | None = None,
+        mode: NonLocalMode = "embedded_gaussian",
+        *,
+        scale: float | None = None,
+        path: AttentionPath = "sdpa",
+    ) -> None:
+        super().__init__()
+        inner = max(channels // 2, 1) if inner_channels is None else inner_channels
+        if min(channels, inner) < 1:
+            raise ValueError(f"channels and inner_channels must be at least 1; got {channels} and {inner}")
+        for option, value, allowed in (
+            ("mode", mode, get_args(NonLocalMode)),
+            ("path", path, get_args(AttentionPath)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{option} must be one of {', '.join(allowed)}; got {value!r}")
+        self.mode, self.path = mode, path
+        embedded = mode != "gaussian"
+        self.scale = (inner if embedded else channels) ** -0.5 if scale is None else scale
+        self.theta = nn.Conv2d(channels, inner, 1) if embedded else nn.Identity()
+        self.phi = nn.Conv2d(channels, inner, 1) if embedded else nn.Identity()
+        self.g = nn.Conv2d(channels, inner, 1)
+        self.conv_out = ConvNormAct(inner, channels, 1, activation=False)
+        nn.init.zeros_(self.conv_out[1].weight)  # type: ignore[arg-type]
+
+    def attention(self, features: Tensor) -> Tensor:
+        """The N×N matrix of weights, (b, n, n): row i says where position i looks. O(N²) memory."""
+        query, key = (rearrange(f(features), "b c h w -> b (h w) c") for f in (self.theta, self.phi))
+        similarity = einsum(query, key, "b i c, b j c -> b i j")
+        if self.mode == "dot_product":
+            return similarity / similarity.shape[-1]
+        return (self.scale * similarity).softmax(dim=-1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(b, c, h, w) → (b, c, h, w)."""
+        value = rearrange(self.g(features), "b c h w -> b (h w) c")
+        if self.path == "explicit":
+            context = einsum(self.attention(features), value, "b i j, b j c -> b i c")
+        else:
+            context = self._without_matrix(features, value)
+        context = rearrange(context, "b (h w) c -> b c h w", h=features.shape[-2])
+        return features + self.conv_out(context)
+
+    def _without_matrix(self, features: Tensor, value: Tensor) -> Tensor:
+        query, key = (rearrange(f(features), "b c h w -> b (h w) c") for f in (self.theta, self.phi))
+        if self.mode == "dot_product":  # associativity: (θ φᵀ) g = θ (φᵀ g)
+            summary = einsum(key, value, "b n i, b n o -> b i o") / key.shape[1]
+            return einsum(query, summary, "b n i, b i o -> b n o")
+        query, key, value = (rearrange(t, "b n c -> b 1 n c") for t in (query, key, value))
+        context = F.scaled_dot_product_attention(query, key, value, scale=self.scale)
+        return rearrange(context, "b 1 n c -> b n c")
+
+    def extra_repr(self) -> str:
+        """Mode, scale and path, for ``print(block)``."""
+        return f"mode={self.mode!r}, scale={self.scale:.4g}, path={self.path!r}"
