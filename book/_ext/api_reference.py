@@ -1,0 +1,77 @@
+"""Fills the API page: every public module of the package, with what it defines.
+
+The page's source holds one marker line; this extension replaces it before the page is parsed, so that a new
+module or a new public name appears without anybody listing it.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from types import ModuleType
+from typing import Any
+
+MARKER = "<!-- every public module -->"
+
+# Reading order: the mathematics first, the shells around it after. Modules not named here follow.
+READING_ORDER = (
+    "em bases modules kernels backbones segmenter data recipes train evaluate metrics "
+    "checkpoints results bench viz cli"
+).split()
+
+
+def public_modules(package: ModuleType) -> list[ModuleType]:
+    """Return the package's importable modules without a leading underscore, in reading order."""
+    names = [
+        module.name
+        for module in pkgutil.walk_packages(package.__path__, prefix=f"{package.__name__}.")
+        if not any(part.startswith("_") for part in module.name.split("."))
+    ]
+
+    def rank(name: str) -> tuple[int, str]:
+        top = name.split(".")[1]
+        return (READING_ORDER.index(top) if top in READING_ORDER else len(READING_ORDER), name)
+
+    return [importlib.import_module(name) for name in sorted(names, key=rank)]
+
+
+def summary(thing: object) -> str:
+    """Return the first sentence of a docstring on one line."""
+    text = (inspect.getdoc(thing) or "").split("\n\n")[0]
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def reference(package: ModuleType) -> str:
+    """Return the MyST source of the reference: a table of the package's own names, then one section per module."""
+    rows = []
+    for name in getattr(package, "__all__", []):
+        thing = getattr(package, name)
+        if inspect.isclass(thing) or inspect.isfunction(thing):
+            rows.append(f"| {{py:obj}}`{name} <{thing.__module__}.{thing.__qualname__}>` | {summary(thing)} |")
+    table = [f"## From `{package.__name__}` itself", "", "| name | what it is |", "|---|---|", *rows, ""] if rows else []
+
+    sections = []
+    for module in public_modules(package):
+        is_package = hasattr(module, "__path__")
+        if is_package and not module.__doc__:
+            continue
+        sections += [f"## `{module.__name__}`", "", "```{eval-rst}", f".. automodule:: {module.__name__}"]
+        sections += ["   :members:", "   :show-inheritance:", "```", ""]
+    return "\n".join(table + sections)
+
+
+def fill_page(app: Any, docname: str, source: list[str]) -> None:
+    """Sphinx ``source-read`` handler: replace the marker by the reference."""
+    if MARKER in source[0]:
+        source[0] = source[0].replace(MARKER, reference(importlib.import_module("emalab")))
+
+
+def skip_member(app: Any, what: str, name: str, member: object, skip: bool, options: Any) -> bool | None:
+    """Leave out the docstrings that ``NamedTuple`` invents for its fields."""
+    return True if (getattr(member, "__doc__", None) or "").startswith("Alias for field number") else None
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Register the handlers."""
+    app.connect("source-read", fill_page)
+    app.connect("autodoc-skip-member", skip_member)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
