@@ -1,0 +1,82 @@
+"""Benchmarks: what they are (`get_spec`) and their samples (`load_dataset`)."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+
+from emalab.data.camvid import CAMVID, load_camvid
+from emalab.data.dataset import LabeledImages, Sample, SegmentationDataset, open_image
+from emalab.data.errors import DataError
+from emalab.data.spec import DatasetSpec
+from emalab.data.voc import VOC, VOC_ANIMALS, load_voc
+
+__all__ = [
+    "DataError",
+    "DatasetSpec",
+    "LabeledImages",
+    "Sample",
+    "SegmentationDataset",
+    "dataset_names",
+    "get_spec",
+    "load_dataset",
+    "open_image",
+]
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """A benchmark, and how to load (split, data root) of it; generated data has no use for the root."""
+
+    spec: DatasetSpec
+    build: Callable[[str, Path | None], LabeledImages]
+
+
+DATASETS: dict[str, DatasetEntry] = {
+    entry.spec.name: entry
+    for entry in (
+        DatasetEntry(CAMVID, load_camvid),
+        DatasetEntry(VOC, partial(load_voc, VOC)),
+        DatasetEntry(VOC_ANIMALS, partial(load_voc, VOC_ANIMALS)),
+    )
+}
+
+
+def dataset_names() -> tuple[str, ...]:
+    """Names that `get_spec` and `load_dataset` know."""
+    return tuple(DATASETS)
+
+
+def get_spec(name: str) -> DatasetSpec:
+    """The constants of the benchmark `name`; `DataError` with the nearest name when there is none."""
+    return _entry(name).spec
+
+
+def load_dataset(name: str, split: str, root: Path | str | None = None) -> LabeledImages:
+    """The samples of one split, read from the disk as they are asked for.
+
+    Args:
+        name: one of `dataset_names()`.
+        split: one of `get_spec(name).splits`.
+        root: the folder that contains the unpacked releases (`camvid/`, `VOCdevkit/`); unused for generated data.
+
+    Raises:
+        DataError: no such name, split or root, or the root does not hold the list of this split.
+    """
+    entry = _entry(name)
+    if split not in entry.spec.splits:
+        raise DataError(f"{name} has no split {split!r}; {_offer(split, entry.spec.splits)}")
+    return entry.build(split, None if root is None else Path(root))
+
+
+def _entry(name: str) -> DatasetEntry:
+    if name not in DATASETS:
+        raise DataError(f"there is no data set {name!r}; {_offer(name, DATASETS)}")
+    return DATASETS[name]
+
+
+def _offer(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    nearest = get_close_matches(name, known, n=1, cutoff=0.4)
+    return (f"did you mean {nearest[0]!r}? " if nearest else "") + f"There are: {', '.join(known)}."

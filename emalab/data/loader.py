@@ -1,0 +1,164 @@
+"""The order of training data as a pure function of the iteration, and the loader that follows it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from emalab.data.dataset import LabeledImages
+
+
+@dataclass(frozen=True, slots=True)
+class SampleKey:
+    """Which sample, and the seed of its augmentation."""
+
+    index: int
+    seed: int
+
+
+class IterationBatches(Sampler[list[SampleKey]]):
+    """The batches of a training run, each a pure function of (seed, iteration).
+
+    The samples stream in permutations of the data set, a new one for every epoch, and a global batch is the next
+    `batch_size × world_size` of them, across the border of two epochs where it falls there. Rank r takes the r-th
+    part of the global batch. Augmentation seeds belong to (seed, iteration, position in the global batch). So a
+    run that resumes at iteration k, another number of workers, or other ranks with the same global batch see the
+    same data.
+
+    Args:
+        num_samples: size of the data set.
+        batch_size: samples for each rank.
+        num_iterations: length of the whole run.
+        seed: of the order and of the augmentation.
+        start: first iteration, where a run resumes.
+        rank: this process.
+        world_size: number of processes.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        num_iterations: int,
+        *,
+        seed: int = 0,
+        start: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        for name, value in {"num_samples": num_samples, "batch_size": batch_size, "world_size": world_size}.items():
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        if not 0 <= start <= num_iterations:
+            raise ValueError(f"start is {start}; it must be in 0 … num_iterations = {num_iterations}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank is {rank}; it must be in 0 … world_size − 1 = {world_size - 1}")
+        if seed < 0:
+            raise ValueError(f"seed is {seed}; it must not be negative")
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.num_iterations = num_iterations
+        self.seed = seed
+        self.start = start
+        self.rank = rank
+        self.world_size = world_size
+
+    def __len__(self) -> int:
+        return self.num_iterations - self.start
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        return (self.batch(iteration) for iteration in range(self.start, self.num_iterations))
+
+    def batch(self, iteration: int) -> list[SampleKey]:
+        """This rank's part of the global batch of `iteration`, `batch_size` keys."""
+        size = self.batch_size * self.world_size
+        seeds = augmentation_seeds(self.seed, iteration, size)
+        mine = range(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+        return [SampleKey(self._sample(iteration * size + position), seeds[position]) for position in mine]
+
+    def _sample(self, position: int) -> int:
+        """The sample at a position in the stream of all epochs."""
+        epoch, offset = divmod(position, self.num_samples)
+        return int(epoch_permutation(self.seed, epoch, self.num_samples)[offset])
+
+
+# Spawn keys keep the two families of random numbers apart that one seed gives.
+_ORDER, _AUGMENTATION = 0, 1
+
+
+@lru_cache(maxsize=2)  # a batch can lie in two epochs
+def epoch_permutation(seed: int, epoch: int, num_samples: int) -> np.ndarray:
+    """The order of the samples in an epoch, (num_samples,)."""
+    sequence = np.random.SeedSequence(seed, spawn_key=(_ORDER, epoch))
+    return np.random.default_rng(sequence).permutation(num_samples)
+
+
+def augmentation_seeds(seed: int, iteration: int, size: int) -> list[int]:
+    """Seeds for the samples of a global batch, 63 bits each."""
+    sequence = np.random.SeedSequence(seed, spawn_key=(_AUGMENTATION, iteration))
+    return [int(word) >> 1 for word in sequence.generate_state(size, np.uint64)]
+
+
+class AugmentedDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Samples by `SampleKey`: transformed under the key's seed, whichever process asks.
+
+    Args:
+        dataset: the samples.
+        transform: `Sample` -> `Sample`; draws from torch's global generator, which is left as it was found.
+    """
+
+    def __init__(self, dataset: LabeledImages, transform: nn.Module) -> None:
+        self.dataset = dataset
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: SampleKey) -> tuple[Tensor, Tensor]:
+        """Image uint8 (3, h, w) and mask uint8 (h, w), as plain tensors."""
+        sample = self.dataset[key.index]
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(key.seed)  # torch.manual_seed would reseed the GPU's dropout too
+            sample = self.transform(sample)
+        return sample.image.as_subclass(Tensor), sample.mask.as_subclass(Tensor)
+
+
+def training_loader(
+    dataset: LabeledImages,
+    transform: nn.Module,
+    *,
+    batch_size: int,
+    num_iterations: int,
+    seed: int = 0,
+    start: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Batches of a training run: images uint8 (b, 3, h, w) and labels uint8 (b, h, w), one pair an iteration.
+
+    The arguments are those of `AugmentedDataset` and `IterationBatches`; `num_workers` and `pin_memory` those of
+    `torch.utils.data.DataLoader`. Neither changes the data. Torch runs one thread in each worker, so as many
+    workers as there are cores for this rank do not slow each other down.
+
+    Raises:
+        DataError: while iterating, from the sample's files; the message names the file.
+    """
+    batches = IterationBatches(
+        len(dataset), batch_size, num_iterations, seed=seed, start=start, rank=rank, world_size=world_size
+    )
+    return DataLoader(
+        AugmentedDataset(dataset, transform),
+        batch_sampler=batches,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        prefetch_factor=4 if num_workers else None,
+    )

@@ -1,0 +1,63 @@
+"""What a segmentation benchmark is, apart from its files: classes, colors, splits and the headline score."""
+
+from dataclasses import dataclass
+
+Color = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """The constants of one benchmark.
+
+    Args:
+        name: how commands and recipes call it, e.g. `"camvid"`.
+        title: how a table or a figure calls it.
+        classes: class names; the position is the label value after loading.
+        palette: one RGB color (0–255) for each class.
+        splits: names of the lists of images.
+        source: the release that the labels come from, and its terms.
+        ignore_index: label value of pixels that neither train nor count.
+        report_name: name of the headline score.
+        report_classes: classes that the headline score averages over; empty for all of them.
+
+    Raises:
+        ValueError: the fields contradict each other.
+    """
+
+    name: str
+    title: str
+    classes: tuple[str, ...]
+    palette: tuple[Color, ...]
+    splits: tuple[str, ...]
+    source: str
+    ignore_index: int = 255
+    report_name: str = "mIoU"
+    report_classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        def fail(reason: str) -> None:
+            raise ValueError(f"DatasetSpec {self.name!r}: {reason}")
+
+        if not self.classes or not self.splits:
+            fail("needs at least one class and one split")
+        if len(set(self.classes)) != len(self.classes):
+            fail(f"class names repeat: {self.classes}")
+        if len(self.palette) != len(self.classes):
+            fail(f"{len(self.classes)} classes but {len(self.palette)} palette colors")
+        for color in self.palette:
+            if len(color) != 3 or not all(0 <= value <= 255 for value in color):
+                fail(f"palette color {color} is not RGB in 0–255")
+        if not len(self.classes) <= self.ignore_index <= 255:
+            fail(f"ignore_index {self.ignore_index} must lie above the {len(self.classes)} labels, and at most at 255")
+        if unknown := set(self.report_classes) - set(self.classes):
+            fail(f"report_classes {sorted(unknown)} are not among its classes")
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, the ignored label not counted."""
+        return len(self.classes)
+
+    @property
+    def report_indices(self) -> tuple[int, ...]:
+        """Labels that the headline score averages over, in the order of `report_classes`."""
+        return tuple(self.classes.index(name) for name in self.report_classes or self.classes)

@@ -1,0 +1,205 @@
+"""Training-time transforms of an image together with its labels, and normalization for the network.
+
+The augmentation is that of DeepLab and its successors: random scale, crop with padding, flip, and optionally a
+distortion of the colors. Everything random is drawn from torch's global generator, as in `torchvision.transforms.v2`.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from emalab.data.dataset import Sample
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Triple = tuple[float, float, float]
+
+
+class TrainTransform(nn.Module):
+    """Random scale, crop, flip and color distortion; a `Sample` of any size becomes one of `crop_size`.
+
+    The image is scaled by s and a crop is taken of it; where the scaled image is smaller than the crop, it lies at
+    a random place in it and the rest is padding. As scaling is the larger part of the work, the crop window is
+    chosen in the source and only that is scaled: the same up to rounding the window to whole source pixels.
+
+    Args:
+        crop_size: (height, width) of the result, in pixels.
+        scale_range: s is uniform in this range.
+        scale_steps: draw s from the range in steps of this size instead; the official EMANet recipe has 0.25.
+        flip: probability of a mirror image.
+        photometric: strength of the color distortion, 0 for none. Brightness, contrast and saturation change by
+            factors in 1 ± strength, hue by up to strength/10 of a full turn; 0.5 is DeepLab's and mmseg's usual one.
+        mean_fill: RGB in 0–1 of the padding; with the mean of `Normalize`, padding is 0 for the network.
+        ignore_index: label of the padding.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    def __init__(
+        self,
+        crop_size: tuple[int, int],
+        scale_range: tuple[float, float] = (0.5, 2.0),
+        scale_steps: float | None = None,
+        flip: float = 0.5,
+        photometric: float = 0.0,
+        mean_fill: Triple = IMAGENET_MEAN,
+        ignore_index: int = 255,
+    ) -> None:
+        super().__init__()
+        if min(crop_size) < 1:
+            raise ValueError(f"crop_size is {crop_size}; height and width must be at least 1")
+        if not 0 < scale_range[0] <= scale_range[1]:
+            raise ValueError(f"scale_range is {scale_range}; it must ascend, above 0")
+        if scale_steps is not None and scale_steps <= 0:
+            raise ValueError(f"scale_steps is {scale_steps}; it must be above 0, or None for a continuous range")
+        if not 0 <= flip <= 1:
+            raise ValueError(f"flip is {flip}; it is a probability")
+        if not 0 <= photometric <= 1:
+            raise ValueError(f"photometric is {photometric}; it must be in 0–1")
+        if not all(0 <= value <= 1 for value in mean_fill):
+            raise ValueError(f"mean_fill is {mean_fill}; it is a color in 0–1")
+        self.crop_size = crop_size
+        self.scale_range = scale_range
+        self.scale_steps = scale_steps
+        self.flip = flip
+        self.photometric = photometric
+        self.ignore_index = ignore_index
+        self.fill = torch.tensor([round(255 * value) for value in mean_fill], dtype=torch.uint8)
+
+    def forward(self, sample: Sample) -> Sample:
+        """uint8 image (3, h, w) and mask (h, w) -> the same kinds, of `crop_size`."""
+        image, mask = sample.image.as_subclass(Tensor), sample.mask.as_subclass(Tensor)
+        scale = self._draw_scale()
+        rows, columns = (
+            _draw_window(length, crop, scale) for length, crop in zip(mask.shape, self.crop_size, strict=True)
+        )
+        size = [rows.resized, columns.resized]
+        image = image[:, rows.source, columns.source]
+        mask = mask[rows.source, columns.source]
+        image = F.resize(image, size, InterpolationMode.BILINEAR, antialias=True)
+        # Exact nearest: plain "nearest" rounds down, half a pixel off the image.
+        mask = F.resize(mask[None], size, InterpolationMode.NEAREST_EXACT)[0]
+        if self.photometric > 0:
+            image = distort_colors(image, self.photometric)
+
+        image_crop = self.fill[:, None, None].repeat(1, *self.crop_size)
+        mask_crop = torch.full(self.crop_size, self.ignore_index, dtype=torch.uint8)
+        image_crop[:, rows.target, columns.target] = image
+        mask_crop[rows.target, columns.target] = mask
+        if torch.rand(()) < self.flip:
+            image_crop, mask_crop = F.horizontal_flip(image_crop), F.horizontal_flip(mask_crop)
+        return Sample(tv_tensors.Image(image_crop), tv_tensors.Mask(mask_crop), sample.name)
+
+    def extra_repr(self) -> str:
+        """The settings, for `print`."""
+        names = ("crop_size", "scale_range", "scale_steps", "flip", "photometric")
+        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
+
+    def _draw_scale(self) -> float:
+        low, high = self.scale_range
+        if self.scale_steps is None:
+            return torch.empty(()).uniform_(low, high).item()
+        steps = math.floor((high - low) / self.scale_steps + 1e-6)
+        return low + self.scale_steps * _draw_integer(0, steps)
+
+
+class _Window(NamedTuple):
+    """One axis of a crop: `source` pixels of the image, scaled to `resized` pixels, land on `target` of the crop."""
+
+    source: slice
+    resized: int
+    target: slice
+
+
+def _draw_window(length: int, crop: int, scale: float) -> _Window:
+    """A random crop of an axis with `length` pixels that is scaled by `scale`."""
+    scaled = max(1, round(length * scale))
+    if scaled <= crop:
+        start = _draw_integer(0, crop - scaled)
+        return _Window(slice(0, length), scaled, slice(start, start + scaled))
+    extent = min(length, max(1, round(crop / scale)))
+    start = _draw_integer(0, length - extent)
+    return _Window(slice(start, start + extent), crop, slice(0, crop))
+
+
+def _draw_integer(low: int, high: int) -> int:
+    """Uniform in low … high, both included."""
+    return int(torch.randint(low, high + 1, ()))
+
+
+_LUMA = torch.tensor([0.299, 0.587, 0.114])
+_RGB_TO_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+_YIQ_TO_RGB = torch.linalg.inv(_RGB_TO_YIQ)
+
+
+def distort_colors(image: Tensor, strength: float) -> Tensor:
+    """Random brightness, contrast, saturation and hue (`TrainTransform` says how much): uint8 (3, h, w) -> same.
+
+    All four are affine in RGB when hue is a rotation of the chroma plane in YIQ, so they are one matrix product:
+    a twentieth of the time of `torchvision.transforms.v2.ColorJitter`, most of which is its way to HSV and back.
+    """
+    brightness, contrast, saturation = (torch.empty(3).uniform_(1 - strength, 1 + strength)).tolist()
+    hue = torch.empty(()).uniform_(-strength / 10, strength / 10).item()
+    return adjust_colors(image, brightness, contrast, saturation, hue)
+
+
+def adjust_colors(image: Tensor, brightness: float, contrast: float, saturation: float, hue: float) -> Tensor:
+    """Scale saturation, turn the hue, scale contrast about the mean luma, then scale brightness.
+
+    Args:
+        image: uint8 (3, h, w).
+        brightness: factor; 1 leaves the image as it is. So for contrast and saturation.
+        contrast: factor.
+        saturation: factor; 0 is grey.
+        hue: part of a full turn; 0 leaves the image as it is.
+
+    Returns:
+        uint8 (3, h, w), rounded, and clamped once at the end.
+    """
+    pixels = image.reshape(3, -1).float()
+    mean_luma = _LUMA @ pixels.mean(dim=1)
+    cos, sin = math.cos(2 * math.pi * hue), math.sin(2 * math.pi * hue)
+    turn = torch.tensor([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
+    chroma = torch.tensor([1, saturation, saturation]).diag()
+    matrix = brightness * contrast * (_YIQ_TO_RGB @ turn @ chroma @ _RGB_TO_YIQ)
+    offset = brightness * (1 - contrast) * mean_luma + 0.5  # + 0.5: the conversion to uint8 rounds down
+    return torch.addmm(offset, matrix, pixels).clamp_(0, 255).to(torch.uint8).reshape(image.shape)
+
+
+class Normalize(nn.Module):
+    """uint8 images to what the network takes: (x / 255 − mean) / std, on the device where the batch is.
+
+    A training batch is moved as uint8, a quarter of the bytes of float32, and normalized on the GPU.
+
+    Args:
+        mean: of each channel, in 0–1.
+        std: of each channel, in 0–1.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Triple = IMAGENET_MEAN, std: Triple = IMAGENET_STD) -> None:
+        super().__init__()
+        if min(std) <= 0:
+            raise ValueError(f"std is {std}; it must be above 0")
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 (…, 3, h, w) -> float32 of the same shape and memory format.
+
+        Raises:
+            TypeError: the images are not uint8, so their range is unknown.
+        """
+        if images.dtype != torch.uint8:
+            raise TypeError(f"Normalize takes uint8 images in 0–255, got {images.dtype}")
+        mean, std = self.mean.to(images.device), self.std.to(images.device)
+        return (images.as_subclass(Tensor).float() / 255 - mean) / std
