@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
@@ -175,7 +175,8 @@ def _decode(source: Path | str | Image.Image, convert: Callable[[Image.Image, st
 
 def _to_rgb(image: Image.Image, name: str) -> np.ndarray:
     """Pixels as a writable uint8 array (h, w, 3)."""
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise UnreadableFileError(f"{name}: floating-point pixels have no agreed range; save it with 8 or 16 bits.")
     if image.mode == "I" or image.mode.startswith("I;16"):  # grey of 16 bits, which convert("RGB") would clip at 255

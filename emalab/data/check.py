@@ -1,0 +1,120 @@
+"""Does a data set on the disk hold what its benchmark promises? Every file is decoded to find out."""
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from emalab.data import get_spec, load_dataset
+from emalab.data.dataset import SegmentationDataset, check_sizes, open_image
+from emalab.data.errors import DataError
+
+_SHOWN = 10  # problems of one kind that a printed report lists
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: the file, the kind (`DataError.kind`), and a message that says what to do."""
+
+    file: Path
+    kind: str
+    message: str
+
+
+@dataclass
+class CheckReport:
+    """What `check_dataset` found: the number of samples in each split, and the problems."""
+
+    name: str
+    counts: dict[str, int] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every file is as it should be."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{split} {count}" for split, count in self.counts.items()) or "no split could be read"
+        lines = [f"{self.name}: {counts}"]
+        by_kind = defaultdict(list)
+        for problem in self.problems:
+            by_kind[problem.kind].append(problem)
+        for kind, problems in by_kind.items():
+            lines.append(f"{kind}: {len(problems)}")
+            lines += [f"  {problem.message}" for problem in problems[:_SHOWN]]
+            if len(problems) > _SHOWN:
+                lines.append(f"  … and {len(problems) - _SHOWN} more")
+        lines.append("everything is in order" if self.ok else f"problems: {len(self.problems)}")
+        return "\n".join(lines)
+
+
+def check_dataset(
+    name: str,
+    root: Path | str | None,
+    splits: Sequence[str] | None = None,
+    *,
+    num_threads: int | None = None,
+    progress: bool = False,
+) -> CheckReport:
+    """Read every file of a data set and list what is missing, unreadable, of another size, or wrongly labeled.
+
+    Args:
+        name: the data set, one of `emalab.data.dataset_names()`.
+        root: the folder that contains the unpacked releases.
+        splits: the splits to check; all of them by default. A file in several splits is read once.
+        num_threads: files read at a time; by default one for each processor.
+        progress: show a progress bar.
+
+    Returns:
+        The report. Generated data has no files, so nothing can be wrong with it.
+
+    Raises:
+        DataError: there is no data set or split of this name.
+    """
+    spec = get_spec(name)
+    report = CheckReport(name)
+    samples: dict[tuple[Path, Path], tuple[SegmentationDataset, int]] = {}
+    for split in splits or spec.splits:
+        try:
+            dataset = load_dataset(name, split, root)
+        except DataError as error:
+            if split not in spec.splits:
+                raise
+            problem = Problem(Path(root or "."), error.kind, str(error))
+            if problem not in report.problems:  # a missing root is one problem, not one for each split
+                report.problems.append(problem)
+            continue
+        report.counts[split] = len(dataset)
+        if isinstance(dataset, SegmentationDataset):
+            samples |= {pair: (dataset, index) for index, pair in enumerate(dataset.pairs)}
+
+    with (
+        ThreadPoolExecutor(num_threads or os.cpu_count()) as pool,
+        tqdm(total=len(samples), desc=f"checking {name}", unit="image", disable=not progress) as bar,
+    ):
+        for problems in pool.map(lambda sample: _check_sample(*sample), samples.values()):
+            report.problems += problems
+            bar.update()
+    return report
+
+
+def _check_sample(dataset: SegmentationDataset, index: int) -> list[Problem]:
+    """The problems of one pair of files; both are looked at even when one is bad."""
+    pair = dataset.pairs[index]
+    problems, opened = [], []
+    for file, load in ((pair.image, lambda: open_image(pair.image)), (pair.mask, lambda: dataset.open_mask(index))):
+        try:
+            opened.append(load())
+        except DataError as error:
+            problems.append(Problem(file, error.kind, str(error)))
+    if len(opened) == 2:
+        try:
+            check_sizes(pair, *opened)
+        except DataError as error:
+            problems.append(Problem(pair.mask, error.kind, str(error)))
+    return problems
