@@ -1,0 +1,321 @@
+"""The modules: EMAU against a recorded unit and its documented behavior; NonLocal2d's two paths against each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from emalab.bases import Maintenance
+from emalab.em import em_attention
+from emalab.modules import EMAU, ConvNormAct, NonLocal2d
+
+UNIT = np.load(Path(__file__).parent / "reference" / "emau_unit.npz")
+MODES = ["gaussian", "embedded_gaussian", "dot_product"]
+
+
+def features(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+class TestEMAU:
+    def test_by_hand(self) -> None:
+        """The unit spelled out with the functional core."""
+        unit = EMAU(8, num_bases=5, num_iters=2, scale=3.0).eval()
+        inputs = features(2, 8, 4, 6)
+        x = F.conv2d(inputs, unit.conv_in.weight, unit.conv_in.bias)
+        context = em_attention(rearrange(x, "b c h w -> b (h w) c"), unit.bases, num_iters=2, scale=3.0).reconstruction
+        context = rearrange(context, "b (h w) c -> b c h w", h=4).relu()
+        torch.testing.assert_close(unit(inputs), (inputs + unit.conv_out(context)).relu())
+
+    def test_attention_maps(self) -> None:
+        unit = EMAU(8, num_bases=5)
+        attended = unit.attend(features(2, 8, 4, 6))
+        maps = rearrange(attended.responsibilities, "b (h w) k -> b k h w", h=4)
+        torch.testing.assert_close(maps.sum(dim=1), torch.ones(2, 4, 6))
+
+    @pytest.mark.parametrize("num_iters", [1, 3])
+    def test_iterations_may_change_on_a_trained_unit(self, num_iters: int) -> None:
+        unit = EMAU(8, num_bases=5, num_iters=2).eval()
+        unit.num_iters = num_iters
+        inputs = features(2, 8, 4, 6)
+        x = rearrange(unit.conv_in(inputs), "b c h w -> b (h w) c")
+        expected = em_attention(x, unit.bases, num_iters=num_iters).bases
+        torch.testing.assert_close(unit.attend(inputs).bases, expected)
+
+    def test_output_keeps_the_input_by_its_residual(self) -> None:
+        unit = EMAU(8).eval()
+        nn.init.zeros_(unit.conv_out[1].weight)
+        inputs = features(2, 8, 4, 6)
+        assert torch.equal(unit(inputs), inputs.relu())
+
+    @pytest.mark.parametrize("channels_last", [False, True])
+    @pytest.mark.parametrize("training", [False, True])
+    def test_memory_format(self, channels_last: bool, training: bool) -> None:
+        unit = EMAU(16, num_bases=5).train(training)
+        inputs = features(2, 16, 5, 7)
+        before = {name: tensor.clone() for name, tensor in unit.state_dict().items()}
+        expected = unit(inputs)
+        unit.load_state_dict(before)
+        if channels_last:
+            unit, inputs = unit.to(memory_format=torch.channels_last), inputs.to(memory_format=torch.channels_last)
+        torch.testing.assert_close(unit(inputs), expected)
+
+    def test_bfloat16_and_autocast(self) -> None:
+        unit, inputs = EMAU(16, num_bases=5).eval(), features(2, 16, 5, 7)
+        exact = unit(inputs)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mixed = unit(inputs)
+        low = unit.to(torch.bfloat16)(inputs.bfloat16())
+        assert low.dtype == torch.bfloat16
+        for output in (mixed, low):
+            error = (output.float() - exact).norm() / exact.norm()
+            assert 0 < error < 2e-2
+
+    def test_bases_stay_float32_under_autocast(self) -> None:
+        unit = EMAU(16, num_bases=5).train()
+        before = unit.bases.clone()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            unit(features(2, 16, 5, 7))
+        assert unit.bases.dtype == torch.float32
+        assert not torch.equal(unit.bases, before)
+        assert unit.bases.isfinite().all()
+
+    @pytest.mark.parametrize("mode", ["eval", "train"])
+    def test_compiles_without_graph_breaks(self, mode: str) -> None:
+        unit, inputs = EMAU(16, num_bases=5).train(mode == "train"), features(2, 16, 5, 7)
+        before = {name: tensor.clone() for name, tensor in unit.state_dict().items()}
+        expected, bases = unit(inputs), unit.bases.clone()
+        unit.load_state_dict(before)
+        compiled = torch.compile(unit, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(inputs), expected)
+        torch.testing.assert_close(unit.bases, bases)
+
+    def test_state_dict_round_trip(self) -> None:
+        trained, inputs = EMAU(8, num_bases=5), features(2, 8, 4, 6)
+        trained(inputs)
+        fresh = EMAU(8, num_bases=5)
+        fresh.load_state_dict(trained.state_dict())
+        assert torch.equal(fresh.eval()(inputs), trained.eval()(inputs))
+        assert "bases" in trained.state_dict()
+
+    @pytest.mark.parametrize(
+        ("arguments", "names"),
+        [
+            ({"channels": 0}, "channels.*at least 1; got 0"),
+            ({"num_bases": 0}, "num_bases.*at least 1; got 8, 0"),
+            ({"num_iters": -1}, "num_iters.*at least 1; got 8, 64 and -1"),
+            ({"norm": "L2"}, "norm must be one of.*'L2'"),
+            ({"grad": "all"}, "grad one of.*'all'"),
+            ({"maintenance": "ema"}, "maintenance must be one of.*'ema'"),
+            ({"momentum": 2.0}, r"\[0, 1\], got 2.0"),
+            ({"renormalize": "l2"}, "renormalize must be one of.*'l2'"),
+            ({"maintenance": "learned"}, "learned bases get no gradient.*'stop'.*unroll"),
+            ({"maintenance": "learned", "grad": "last"}, "learned bases get no gradient.*'last'.*unroll"),
+        ],
+    )
+    def test_errors_name_the_value(self, arguments: dict[str, Any], names: str) -> None:
+        with pytest.raises(ValueError, match=names):
+            EMAU(**{"channels": 8, **arguments})
+
+    def test_print(self) -> None:
+        assert "num_bases=5, num_iters=3, maintenance=MovingAverage" in repr(EMAU(8, num_bases=5))
+
+
+class TestMaintenanceInTheUnit:
+    def test_moving_average_in_training_alone(self) -> None:
+        unit, inputs = EMAU(8, num_bases=5, momentum=0.7), features(3, 8, 4, 6)
+        before = unit.bases.clone()
+        mean = reduce(unit.attend(inputs).bases, "b k c -> k c", "mean")
+        assert torch.equal(unit.bases, before)  # looking changes nothing
+        unit.eval()(inputs)
+        assert torch.equal(unit.bases, before)
+        unit.train()(inputs)
+        torch.testing.assert_close(unit.bases, 0.7 * before + 0.3 * mean)
+
+    @pytest.mark.parametrize("maintenance", ["frozen", "per_image"])
+    def test_stored_bases_never_change(self, maintenance: str) -> None:
+        unit = EMAU(8, num_bases=5, maintenance=maintenance)
+        before = unit.bases.clone()
+        unit(features(3, 8, 4, 6))
+        assert torch.equal(unit.bases, before)
+        assert "bases" in dict(unit.named_buffers())
+
+    def test_per_image_ignores_the_stored_bases(self) -> None:
+        unit, inputs = EMAU(8, num_bases=5, maintenance="per_image").eval(), features(3, 8, 4, 6)
+        expected = unit(inputs)
+        unit.bases.zero_()
+        assert torch.equal(unit(inputs), expected)
+
+    def test_learned_bases_move_under_sgd(self) -> None:
+        unit = EMAU(8, num_bases=5, maintenance="learned", grad="unroll")
+        assert isinstance(unit.bases, nn.Parameter)
+        before = unit.bases.detach().clone()
+        optimizer = torch.optim.SGD(unit.parameters(), lr=0.1)
+        output = unit(features(3, 8, 4, 6))
+        assert torch.equal(unit.bases, before)  # the forward pass alone does not
+        output.square().sum().backward()
+        optimizer.step()
+        assert (unit.bases - before).abs().max() > 1e-4
+
+    def test_a_strategy_of_your_own(self) -> None:
+        class Keep(Maintenance):
+            def update(self, bases: Tensor, batch_bases: Tensor) -> Tensor:
+                return batch_bases[0]
+
+        unit, inputs = EMAU(8, num_bases=5, maintenance=Keep()), features(3, 8, 4, 6)
+        expected = unit.attend(inputs).bases[0]
+        unit(inputs)
+        torch.testing.assert_close(unit.bases, expected)
+
+    def test_gradients_reach_the_first_convolution_unless_stopped(self) -> None:
+        inputs = features(3, 8, 4, 6)
+        for grad in ("last", "unroll"):
+            unit = EMAU(8, num_bases=5, grad=grad)
+            unit(inputs).square().sum().backward()
+            assert unit.conv_in.weight.grad.abs().max() > 0
+        stopped = EMAU(8, num_bases=5)
+        assert not stopped.conv_in.weight.requires_grad
+
+
+class TestParity:
+    """A whole unit recorded in float64 from the authors' released implementation; see reference/README.md."""
+
+    @staticmethod
+    def rename(key: str) -> str:
+        module, _, name = key.rpartition(".")
+        return {"conv1": "conv_in", "conv2.0": "conv_out.0", "conv2.1": "conv_out.1"}[module] + f".{name}"
+
+    @pytest.fixture
+    def unit(self) -> EMAU:
+        unit = EMAU(32, num_bases=8, num_iters=3).double()
+        unit.conv_out[1].momentum = 3e-4
+        state = {
+            self.rename(key[3:]): torch.from_numpy(UNIT[key])
+            for key in UNIT.files
+            if key.startswith("sd/") and key != "sd/mu"
+        }
+        state["bases"] = rearrange(torch.from_numpy(UNIT["sd/mu"]), "1 c k -> k c")
+        unit.load_state_dict(state)
+        return unit
+
+    @pytest.mark.parametrize("mode", ["eval", "train"])
+    def test_output_and_bases(self, unit: EMAU, mode: str) -> None:
+        unit.train(mode == "train")
+        x = torch.from_numpy(UNIT["x"])
+        bases = rearrange(unit.attend(x).bases, "b k c -> b c k")
+        np.testing.assert_allclose(bases, UNIT[f"{mode}/mu"], rtol=0, atol=1e-10)
+        np.testing.assert_allclose(unit(x).detach(), UNIT[f"{mode}/out"], rtol=0, atol=1e-10)
+
+    def test_gradients(self, unit: EMAU) -> None:
+        x = torch.from_numpy(UNIT["x"]).requires_grad_()
+        (unit.train()(x) * torch.from_numpy(UNIT["w"])).sum().backward()
+        gradients = {name: p.grad for name, p in unit.named_parameters()} | {"x": x.grad}
+        for key in UNIT.files:
+            if key.startswith("grad/"):
+                name = "x" if key == "grad/x" else self.rename(key[5:])
+                np.testing.assert_allclose(gradients.pop(name), UNIT[key], rtol=0, atol=1e-10, err_msg=key)
+        assert gradients == {self.rename(key): None for key in UNIT["grad_none"]}
+
+    def test_statistics_after_training(self, unit: EMAU) -> None:
+        unit.train()(torch.from_numpy(UNIT["x"]))
+        state = unit.state_dict()
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            np.testing.assert_allclose(
+                state[f"conv_out.1.{name}"], UNIT[f"after/conv2.1.{name}"], rtol=0, atol=1e-10, err_msg=name
+            )
+
+
+class TestNonLocal2d:
+    @staticmethod
+    def block(mode: str, **arguments: Any) -> NonLocal2d:
+        """A block that is not the identity: the last batch norm gets weights."""
+        block = NonLocal2d(12, mode=mode, **arguments).double().eval()
+        nn.init.normal_(block.conv_out[1].weight)
+        return block
+
+    @pytest.mark.parametrize("scale", [None, 1.0])
+    @pytest.mark.parametrize("mode", MODES)
+    def test_paths_agree(self, mode: str, scale: float | None) -> None:
+        block = self.block(mode, scale=scale)
+        inputs = features(2, 12, 5, 7, dtype=torch.float64).requires_grad_()
+        results = []
+        for block.path in ("sdpa", "explicit"):
+            output = block(inputs)
+            results.append((output, *torch.autograd.grad(output.square().sum(), [inputs, block.g.weight])))
+        for fast, plain in zip(*results, strict=True):
+            torch.testing.assert_close(fast, plain, rtol=1e-10, atol=1e-10)
+        assert not torch.allclose(results[0][0], inputs)
+
+    @pytest.mark.parametrize("mode", MODES)
+    @pytest.mark.parametrize("path", ["sdpa", "explicit"])
+    def test_a_new_block_is_the_identity(self, mode: str, path: str) -> None:
+        inputs = features(2, 12, 5, 7)
+        assert torch.equal(NonLocal2d(12, mode=mode, path=path)(inputs), inputs)
+
+    @pytest.mark.parametrize("mode", ["gaussian", "embedded_gaussian"])
+    def test_rows_are_distributions(self, mode: str) -> None:
+        attention = self.block(mode).attention(features(2, 12, 5, 7, dtype=torch.float64))
+        assert attention.shape == (2, 35, 35)
+        assert (attention >= 0).all()
+        torch.testing.assert_close(attention.sum(dim=-1), torch.ones(2, 35, dtype=torch.float64))
+
+    @pytest.mark.parametrize("mode", MODES)
+    def test_by_its_definition(self, mode: str) -> None:
+        """Two loops over positions, as equation (1) of the paper reads."""
+        block, inputs = self.block(mode, scale=0.5), features(1, 12, 3, 3, dtype=torch.float64)
+        theta, phi, g = (f(inputs).flatten(2)[0].T for f in (block.theta, block.phi, block.g))
+        expected = torch.empty_like(g)
+        for i in range(9):
+            scores = torch.stack([theta[i] @ phi[j] for j in range(9)])
+            weights = scores / 9 if mode == "dot_product" else (0.5 * scores).exp() / (0.5 * scores).exp().sum()
+            expected[i] = sum(weights[j] * g[j] for j in range(9))
+        context = block.conv_out(expected.T.reshape(1, -1, 3, 3))
+        torch.testing.assert_close(block(inputs), inputs + context)
+
+    @pytest.mark.parametrize("mode", MODES)
+    def test_positions_commute(self, mode: str) -> None:
+        block, inputs = self.block(mode), features(2, 12, 5, 7, dtype=torch.float64)
+        torch.testing.assert_close(block(inputs.flip(2)), block(inputs).flip(2))
+
+    def test_default_scale_is_one_over_root_channels(self) -> None:
+        assert NonLocal2d(64, 16).scale == 0.25
+        assert NonLocal2d(64, 16, "gaussian").scale == 0.125
+        assert NonLocal2d(64, 16, scale=1.0).scale == 1.0
+
+    @pytest.mark.parametrize("mode", MODES)
+    def test_compiles_without_graph_breaks(self, mode: str) -> None:
+        block, inputs = self.block(mode), features(2, 12, 5, 7, dtype=torch.float64)
+        torch.testing.assert_close(torch.compile(block, backend="eager", fullgraph=True)(inputs), block(inputs))
+
+    @pytest.mark.parametrize(
+        ("arguments", "names"),
+        [
+            ({"channels": 0}, "channels.*got 0"),
+            ({"channels": 8, "inner_channels": 0}, "inner_channels.*got 8 and 0"),
+            ({"channels": 8, "mode": "concatenation"}, "mode must be one of gaussian.*'concatenation'"),
+            ({"channels": 8, "path": "flash"}, "path must be one of sdpa, explicit; got 'flash'"),
+        ],
+    )
+    def test_errors_name_the_value(self, arguments: dict[str, Any], names: str) -> None:
+        with pytest.raises(ValueError, match=names):
+            NonLocal2d(**arguments)
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_conv_norm_act(kernel_size: int) -> None:
+    block, inputs = ConvNormAct(4, 6, kernel_size), features(2, 4, 5, 7)
+    assert block(inputs).shape == (2, 6, 5, 7)
+    assert block(inputs).min() == 0
+    assert ConvNormAct(4, 6, kernel_size, activation=False)(inputs).min() < 0
