@@ -45,7 +45,9 @@ def main() -> int:
     index = BUILD / "html" / "index.html"
     if status == 0 and not index.exists():
         status = 1
-    print(f"\nThe book: {index}" if status == 0 else "\nThe book did not build: see the first warning or traceback above.")
+    print(
+        f"\nThe book: {index}" if status == 0 else "\nThe book did not build: see the first warning or traceback above."
+    )
     return status
 
 
