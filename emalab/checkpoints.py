@@ -1,0 +1,173 @@
+"""Checkpoints: written whole or not at all, read without running code.
+
+Two formats. Training writes ``.pt`` files with everything needed to resume. Released networks are ``.safetensors``
+files whose metadata says how the network is built, trained and scored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from emalab.recipes import Recipe, recipe_from_dict, recipe_to_dict
+from emalab.segmenter import Segmenter, build_segmenter
+
+__all__ = [
+    "CheckpointError",
+    "export_segmenter",
+    "load_segmenter",
+    "load_training_state",
+    "read_metadata",
+    "save_training_state",
+    "shipped_weights",
+    "write_atomically",
+]
+
+FORMAT = "emalab-1"
+
+
+class CheckpointError(ValueError):
+    """A file that is not a usable checkpoint; the message names it and says what to do."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary neighbor of ``path``, then rename it: readers see the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_training_state(path: Path, recipe: Recipe, state: Mapping[str, Any]) -> None:
+    """Write a ``.pt`` checkpoint: the recipe and ``state`` (model, optimizer, iteration, …), atomically."""
+    content = {"format": FORMAT, "recipe": json.dumps(recipe_to_dict(recipe)), **state}
+    write_atomically(path, lambda temporary: torch.save(content, temporary))
+
+
+def load_training_state(path: Path) -> tuple[Recipe, dict[str, Any]]:
+    """Read what `save_training_state` wrote, tensors on the CPU.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: not a checkpoint of this library, a damaged one, or a pickle with code in it.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than tensors and plain values, and loading it could run code, so it was refused; "
+            "ask its author for a state dict or a safetensors file"
+        ) from error
+    except (RuntimeError, EOFError, zipfile.BadZipFile, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or no checkpoint ({error}); copy or train it again") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} was not written by emalab; expected the format {FORMAT!r}")
+    return recipe_from_dict(json.loads(content.pop("recipe"))), content
+
+
+def export_segmenter(
+    model: Segmenter, path: Path, recipe: Recipe, metadata: Mapping[str, Any], dtype: torch.dtype = torch.float16
+) -> None:
+    """Write a released network as ``.safetensors``: weights as ``dtype``, and how it came to be.
+
+    Args:
+        model: what to release.
+        path: ends in ``.safetensors``.
+        recipe: how it was trained; it says how to build the network again.
+        metadata: anything else that JSON can hold: scores, data statement, license, commit.
+        dtype: of the floating-point tensors; statistics and counters keep their kind.
+
+    Raises:
+        ValueError: a path with another ending.
+    """
+    if path.suffix != ".safetensors":
+        raise ValueError(f"a released network is a .safetensors file; got {path}")
+    tensors = {
+        key: (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
+        for key, value in model.state_dict().items()
+    }
+    texts = {key: json.dumps(value) for key, value in metadata.items()}
+    texts |= {"format": FORMAT, "recipe": json.dumps(recipe_to_dict(recipe))}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, texts))
+
+
+def read_metadata(path_or_name: str | Path) -> dict[str, Any]:
+    """What `export_segmenter` recorded beside the weights: ``recipe`` as a `Recipe`, and the given metadata.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as in `load_segmenter`.
+    """
+    return _read_release(_find(path_or_name), tensors=False)[0]
+
+
+def load_segmenter(path_or_name: str | Path) -> Segmenter:
+    """A trained network in evaluation mode and float32, on the CPU.
+
+    Args:
+        path_or_name: a ``.safetensors`` release, a ``.pt`` training checkpoint, or the name of a shipped release.
+
+    Raises:
+        FileNotFoundError: neither a file nor a shipped name.
+        CheckpointError: a damaged file, one of another library, or weights that do not fit their own recipe.
+    """
+    path = _find(path_or_name)
+    if path.suffix == ".safetensors":
+        metadata, state = _read_release(path)
+        recipe = metadata["recipe"]
+    else:
+        recipe, content = load_training_state(path)
+        state = content["model"]
+    model = build_segmenter(replace(recipe.model, backbone_weights=None))
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"the weights in {path} do not fit the network of their recipe: {error}") from error
+    return model.eval()
+
+
+def shipped_weights() -> dict[str, Path]:
+    """Releases inside the package, by name."""
+    folder = Path(str(resources.files("emalab") / "weights"))
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def _find(path_or_name: str | Path) -> Path:
+    shipped = shipped_weights()
+    if str(path_or_name) in shipped:
+        return shipped[str(path_or_name)]
+    path = Path(path_or_name)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}; shipped ones are {', '.join(shipped) or 'none'}")
+    return path
+
+
+def _read_release(path: Path, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            texts = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()} if tensors else {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged or no safetensors file ({error}); download it again") from error
+    if texts.pop("format", None) != FORMAT:
+        raise CheckpointError(f"{path} says nothing of how its network is built; it was not exported by emalab")
+    metadata = {key: json.loads(value) for key, value in texts.items()}
+    return {**metadata, "recipe": recipe_from_dict(metadata["recipe"])}, state

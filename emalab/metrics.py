@@ -1,0 +1,114 @@
+"""Scores of a segmentation, from one confusion matrix over the whole data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from emalab.data.spec import DatasetSpec
+
+__all__ = ["SegmentationMetric", "SegmentationScores", "scores_from_confusion"]
+
+
+@dataclass(frozen=True)
+class SegmentationScores:
+    """Scores in [0, 1] over a whole split, with the conventions of the VOC benchmark and the authors' code.
+
+    A class that is predicted somewhere and labeled nowhere has IoU 0; a class that is neither has IoU NaN and is left
+    out of ``miou``. Pixels with the ignored label count nowhere.
+    """
+
+    miou: float
+    """Mean IoU over the benchmark's headline classes (``report_name`` of its spec)."""
+    pixel_accuracy: float
+    """Share of labeled pixels that got their label."""
+    iou: dict[str, float]
+    """Intersection over union of each class, NaN where it occurs in neither labels nor predictions."""
+    report_name: str
+    """What ``miou`` is called: "mIoU", or the named subset of classes."""
+    images: int
+    """Images counted."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, NaN as None."""
+        iou = {name: None if value != value else value for name, value in self.iou.items()}
+        return {**self.__dict__, "iou": iou}
+
+    def __str__(self) -> str:
+        """One line for people: headline score and pixel accuracy in percent."""
+        return f"{self.report_name} {100 * self.miou:.2f}, pixel accuracy {100 * self.pixel_accuracy:.2f}"
+
+
+def scores_from_confusion(confusion: Tensor, spec: DatasetSpec, images: int = 0) -> SegmentationScores:
+    """IoU_c = TP_c / (TP_c + FP_c + FN_c) and its means, from counts (classes, classes).
+
+    Rows of ``confusion`` are labels, columns are predictions.
+
+    Raises:
+        ValueError: a matrix of another size, or one that counts nothing.
+    """
+    if confusion.shape != (spec.num_classes, spec.num_classes):
+        raise ValueError(f"{spec.name} has {spec.num_classes} classes; got a confusion matrix {tuple(confusion.shape)}")
+    counts = confusion.double()
+    if not counts.sum() > 0:
+        raise ValueError(f"no labeled pixel of {spec.name} was counted; is every label {spec.ignore_index} (ignored)?")
+    hits = counts.diagonal()
+    iou = hits / (counts.sum(0) + counts.sum(1) - hits)  # 0 / 0 = NaN: in neither labels nor predictions
+    return SegmentationScores(
+        miou=iou[list(spec.report_indices)].nanmean().item(),
+        pixel_accuracy=(hits.sum() / counts.sum()).item(),
+        iou=dict(zip(spec.classes, iou.tolist(), strict=True)),
+        report_name=spec.report_name,
+        images=images,
+    )
+
+
+class SegmentationMetric:
+    """Counts predictions against labels, batch by batch, and over ranks when a process group is running.
+
+    Args:
+        spec: the benchmark: its classes, its ignored label, its headline classes.
+        device: where to count.
+    """
+
+    def __init__(self, spec: DatasetSpec, device: torch.device | str = "cpu") -> None:
+        self.spec = spec
+        self.images = torch.zeros((), dtype=torch.long)
+        self._counts = MulticlassConfusionMatrix(
+            spec.num_classes, ignore_index=spec.ignore_index, validate_args=False
+        ).to(device)
+
+    def update(self, prediction: Tensor, mask: Tensor) -> None:
+        """Count a batch: predicted labels (b, h, w) or logits (b, classes, h, w), against labels (b, h, w).
+
+        Raises:
+            ValueError: sizes that differ, or a label that is neither a class nor the ignored one.
+        """
+        labels = prediction.argmax(1) if prediction.ndim == 4 else prediction
+        if labels.shape != mask.shape:
+            raise ValueError(f"predictions {tuple(labels.shape)} and labels {tuple(mask.shape)} differ in size")
+        mask = mask.long()
+        strange = (mask != self.spec.ignore_index) & ((mask < 0) | (mask >= self.spec.num_classes))
+        if strange.any():
+            raise ValueError(
+                f"label {mask[strange][0].item()} is not in {self.spec.name}: its labels are 0 to "
+                f"{self.spec.num_classes - 1}, and {self.spec.ignore_index} for ignored pixels"
+            )
+        self._counts.update(labels, mask)
+        self.images += len(mask)
+
+    def confusion(self) -> Tensor:
+        """Counts (classes, classes), rows labels and columns predictions, summed over ranks."""
+        return self._counts.compute()
+
+    def compute(self) -> SegmentationScores:
+        """The scores of everything counted so far; errors as in `scores_from_confusion`."""
+        confusion = self.confusion()
+        images = self.images.to(confusion.device)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(images)
+        return scores_from_confusion(confusion, self.spec, int(images))

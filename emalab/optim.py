@@ -1,0 +1,54 @@
+"""What the optimizer is told: learning rate, loss and parameter groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from emalab.recipes import OptimConfig
+from emalab.segmenter import Segmenter
+
+__all__ = ["cross_entropy", "parameter_groups", "poly_lr"]
+
+
+def poly_lr(iteration: int, config: OptimConfig) -> float:
+    """Learning rate of iteration 0 … I−1: lr · (1 − i/(I−1))^power after a linear warm-up; 0 at the last. DeepLab."""
+    remaining = 1 - iteration / max(config.iterations - 1, 1)
+    warm = min((iteration + 1) / config.warmup, 1.0) if config.warmup else 1.0
+    return config.lr * warm * remaining**config.power
+
+
+def cross_entropy(logits: Tensor, masks: Tensor, ignore_index: int = 255) -> tuple[Tensor, Tensor]:
+    """Cross-entropy summed over labeled pixels, and how many there are; what to divide by is the recipe's choice.
+
+    Args:
+        logits: (b, classes, h, w).
+        masks: labels (b, h, w), any integer type.
+        ignore_index: label that does not count.
+    """
+    masks = masks.long()
+    loss = F.cross_entropy(logits, masks, ignore_index=ignore_index, reduction="sum")
+    return loss, (masks != ignore_index).sum()
+
+
+def parameter_groups(model: Segmenter, config: OptimConfig) -> list[dict[str, Any]]:
+    """Groups for the optimizer: backbone and head, each with and without weight decay.
+
+    Decay acts on convolution weights only. ``lr_factor`` is each group's multiple of the schedule. Parameters that no
+    gradient can reach are left out.
+    """
+    in_head = {id(parameter) for parameter in model.head.parameters()}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups.setdefault((id(parameter) in in_head, parameter.ndim == 4), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": config.weight_decay if decayed else 0.0,
+            "lr_factor": config.head_lr_factor if head else 1.0,
+        }
+        for (head, decayed), parameters in groups.items()
+    ]

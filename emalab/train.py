@@ -1,0 +1,382 @@
+"""The trainer, top to bottom: network, data, optimizer, the loop, and what it leaves on the disk.
+
+Every random draw is a function of (seed, iteration, rank) and of nothing else. So there is no generator state to save,
+and a resumed run equals an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from timm.layers.norm_act import convert_sync_batchnorm
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from emalab.checkpoints import CheckpointError, load_training_state, save_training_state
+from emalab.data import LabeledImages, load_dataset
+from emalab.data.loader import training_loader
+from emalab.data.transforms import TrainTransform
+from emalab.evaluate import evaluate
+from emalab.metrics import SegmentationScores
+from emalab.optim import cross_entropy, parameter_groups, poly_lr
+from emalab.recipes import Recipe, recipe_to_dict
+from emalab.results import make_record, write_record
+from emalab.runlog import RunLog
+from emalab.segmenter import Segmenter, build_segmenter
+
+__all__ = [
+    "RunOptions",
+    "TrainResult",
+    "Trainer",
+    "TrainingDivergedError",
+    "train",
+]
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss is no longer finite; the message says where, and what to try."""
+
+
+class TrainResult(NamedTuple):
+    """What a finished run leaves behind."""
+
+    model: Segmenter  # as trained, in evaluation mode
+    scores: dict[str, SegmentationScores]  # by protocol: "single scale", and "multi-scale + flip" where asked for
+    record: dict[str, Any]  # what record.json holds
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where and how a recipe runs; nothing here changes what is learned."""
+
+    data_root: Path | None = None
+    """Folder with the unpacked releases (camvid/, VOCdevkit/); generated data needs none."""
+    resume: bool = False
+    """Go on from last.pt as if the run had never stopped; starts anew where there is none."""
+    accelerator: str = "auto"
+    """Lightning Fabric's name of the hardware: auto, cpu, cuda, mps."""
+    devices: int = 1
+    """Devices per node; one process each."""
+    num_nodes: int = 1
+    """Machines."""
+    num_workers: int | None = None
+    """Processes per rank that read and augment; by default all cores for a GPU, none for a CPU."""
+    checkpoint_every: int = 500
+    """Iterations between checkpoints; what a kill can cost at most."""
+    log_every: int = 20
+    """Iterations between lines of the log; each waits for the device."""
+    progress: bool = True
+    """Show a progress bar."""
+    commit: str | None = None
+    """Commit to record with the result; by default that of the running source."""
+
+
+def train(
+    recipe: Recipe,
+    out: Path | str,
+    options: RunOptions | None = None,
+    *,
+    train_data: LabeledImages | None = None,
+    eval_data: LabeledImages | None = None,
+) -> TrainResult:
+    """Train the network of ``recipe``, score it, and keep everything in the folder ``out``.
+
+    Args:
+        recipe: what to train.
+        out: gets ``last.pt``, ``best.pt``, ``record.json``, ``log.jsonl`` and ``tensorboard/``.
+        options: where and how; `RunOptions` has the defaults.
+        train_data, eval_data: use these rather than the splits that the recipe names.
+
+    Raises:
+        DataError: data that are missing or wrong.
+        ValueError: a recipe that does not fit its data or these devices.
+        FileExistsError: ``out`` holds a run already and ``options.resume`` is off.
+        CheckpointError: ``last.pt`` is damaged or belongs to another recipe.
+        TrainingDivergedError: the loss became infinite or NaN.
+    """
+    return Trainer(recipe, Path(out), options or RunOptions(), train_data, eval_data).fit()
+
+
+class _TrainingStep(nn.Module):
+    """Network and loss as one module, so that torch.compile fuses the enlargement of the logits with the loss."""
+
+    def __init__(self, model: Segmenter, ignore_index: int) -> None:
+        super().__init__()
+        self.model, self.ignore_index = model, ignore_index
+
+    def forward(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+        return cross_entropy(self.model(images), masks, self.ignore_index)
+
+
+class Trainer:
+    """One run of a recipe. `train` is the short way; the parts are here for those who want their own loop.
+
+    Arguments and errors as in `train`.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: Path,
+        options: RunOptions,
+        train_data: LabeledImages | None = None,
+        eval_data: LabeledImages | None = None,
+    ) -> None:
+        self.recipe, self.out, self.options = recipe, out, options
+        self.fabric = Fabric(
+            accelerator=options.accelerator,
+            devices=options.devices,
+            num_nodes=options.num_nodes,
+            precision=recipe.precision,
+        )
+        self.fabric.launch()
+        self.train_data = train_data or load_dataset(recipe.data.name, recipe.data.train_split, options.data_root)
+        self.eval_data = eval_data or load_dataset(recipe.data.name, recipe.data.eval_split, options.data_root)
+        self._check()
+        self.iteration, self.best = 0, -math.inf
+        self._build()
+        if self.last.exists():
+            self._resume()
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to resume from."""
+        return self.out / "last.pt"
+
+    def fit(self) -> TrainResult:
+        """Train from where the run stands to the end, evaluate, and write the record."""
+        started = time.perf_counter()
+        total, every = self.recipe.optim.iterations, self.recipe.evaluation.every
+        with ExitStack() as stack:
+            log = stack.enter_context(RunLog(self.out, self.iteration, enabled=self.fabric.is_global_zero))
+            bar = stack.enter_context(self._progress_bar())
+            window = _Window(self.recipe.optim.batch_size)
+            self._train_mode()
+            for images, masks in self._loader():
+                window.add(self.step(images, masks))
+                bar.update()
+                if self.iteration % self.options.log_every == 0 or self.iteration == total:
+                    loss, speed = window.close()
+                    lr = poly_lr(self.iteration - 1, self.recipe.optim)
+                    self._stop_if_diverged(loss, lr)
+                    log.write(self.iteration, loss=loss, lr=lr, images_per_second=speed)
+                    bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", img_s=f"{speed:.0f}")
+                if every and self.iteration % every == 0 and self.iteration < total:
+                    scores = self.evaluate()
+                    log.write(self.iteration, miou=scores.miou, pixel_accuracy=scores.pixel_accuracy)
+                    self._keep_if_best(scores)
+                    window.restart()
+                if self.iteration % self.options.checkpoint_every == 0 or self.iteration == total:
+                    self.save(self.last)
+                    window.restart()
+            trained = time.perf_counter()
+            scores_by_protocol = self._final_scores()
+            log.write(self.iteration, **{name: scores.miou for name, scores in scores_by_protocol.items()})
+        self._keep_if_best(scores_by_protocol["single scale"])
+        record = make_record(
+            self.recipe,
+            scores_by_protocol,
+            device=self.fabric.device,
+            commit=self.options.commit,
+            devices=self.fabric.world_size,
+            seconds={"training": trained - started, "evaluation": time.perf_counter() - trained},
+            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+        )
+        if self.fabric.is_global_zero:
+            write_record(self.out / "record.json", record)
+        return TrainResult(self.model.eval(), scores_by_protocol, record)
+
+    def step(self, images: Tensor, masks: Tensor) -> Tensor:
+        """One optimizer step on a batch of uint8 images (b, 3, h, w) and labels (b, h, w); returns the mean loss."""
+        config = self.recipe.optim
+        seed = np.random.SeedSequence((self.recipe.seed, self.iteration, self.fabric.global_rank))
+        torch.manual_seed(int(seed.generate_state(1)[0]))  # dropout
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["lr_factor"] * poly_lr(self.iteration, config)
+        images = images.to(self.fabric.device, non_blocking=True, memory_format=torch.channels_last)
+        masks = masks.to(self.fabric.device, non_blocking=True)
+        total, labeled = self._step(images, masks)
+        loss = total / self._divisor(labeled, masks)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(loss)
+        if config.clip_norm is not None:
+            self.fabric.clip_gradients(self._step, self.optimizer, max_norm=config.clip_norm, error_if_nonfinite=False)
+        self.optimizer.step()
+        self.iteration += 1
+        return loss.detach()
+
+    def _divisor(self, labeled: Tensor, masks: Tensor) -> Tensor | int:
+        if self.recipe.optim.loss_average == "all":
+            return masks.numel()
+        # The same on every rank, so that DDP's mean of gradients is that of the whole batch.
+        mean = self.fabric.all_reduce(labeled.float(), reduce_op="mean")
+        assert isinstance(mean, Tensor)
+        return mean.clamp(min=1)
+
+    def evaluate(self, scales: tuple[float, ...] = (1.0,), flip: bool = False) -> SegmentationScores:
+        """Score the network as it is now on the recipe's evaluation split, under the recipe's precision."""
+        with self.fabric.autocast():
+            scores = evaluate(
+                self.model,
+                self.eval_data,
+                scales,
+                flip,
+                batch_size=self.recipe.evaluation.batch_size,
+                num_workers=min(self._workers(), 8),
+                progress=self.options.progress,
+            )
+        self._train_mode()
+        return scores
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint from which the run can resume."""
+        if self.fabric.is_global_zero:
+            state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+            save_training_state(path, self.recipe, {**state, "iteration": self.iteration, "best": self.best})
+        self.fabric.barrier()
+
+    def _check(self) -> None:
+        """What can be known to fail later fails now."""
+        recipe, spec, ranks = self.recipe, self.train_data.spec, self.fabric.world_size
+        if recipe.model.num_classes != spec.num_classes:
+            raise ValueError(
+                f"the network of {recipe.name} tells {recipe.model.num_classes} classes apart, {spec.name} has "
+                f"{spec.num_classes}; set model.num_classes"
+            )
+        if recipe.optim.batch_size % ranks:
+            raise ValueError(
+                f"optim.batch_size {recipe.optim.batch_size} cannot be shared equally by {ranks} processes"
+            )
+        if self.last.exists() and not self.options.resume:
+            raise FileExistsError(f"{self.out} holds a run already; resume it, or choose another folder for this one")
+        self.out.mkdir(parents=True, exist_ok=True)
+
+    def _build(self) -> None:
+        recipe, fabric = self.recipe, self.fabric
+        torch.manual_seed(recipe.seed)
+        model = build_segmenter(recipe.model).to(memory_format=torch.channels_last)
+        if recipe.precision == "64-true":
+            model = model.double()
+        if fabric.world_size > 1 and fabric.device.type == "cuda":
+            model = convert_sync_batchnorm(model)
+        self.model: Segmenter = model
+        groups, fused = parameter_groups(model, recipe.optim), fabric.device.type == "cuda"
+        optimizer: torch.optim.Optimizer
+        if recipe.optim.optimizer == "sgd":
+            optimizer = torch.optim.SGD(groups, lr=recipe.optim.lr, momentum=0.9, fused=fused)
+        else:
+            optimizer = torch.optim.AdamW(groups, lr=recipe.optim.lr, fused=fused)
+        step: Any = _TrainingStep(model, self.train_data.spec.ignore_index)
+        if recipe.compile:
+            step = torch.compile(step)
+        self._step, self.optimizer = fabric.setup(step, optimizer)
+
+    def _resume(self) -> None:
+        recipe, state = load_training_state(self.last)
+        if recipe != self.recipe:
+            ours, theirs = recipe_to_dict(self.recipe), recipe_to_dict(recipe)
+            changed = ", ".join(key for key in ours if ours[key] != theirs[key])
+            raise CheckpointError(
+                f"{self.last} was trained with another recipe (it differs in: {changed}); "
+                "resume with the recipe it was started with, or choose another folder"
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.iteration, self.best = state["iteration"], state["best"]
+
+    def _loader(self) -> Any:
+        data, optim, fabric = self.recipe.data, self.recipe.optim, self.fabric
+        transform = TrainTransform(
+            data.crop_size,
+            data.scale_range,
+            data.scale_step,
+            data.flip,
+            data.photometric,
+            self.model.backbone.mean,
+            self.train_data.spec.ignore_index,
+        )
+        return training_loader(
+            self.train_data,
+            transform,
+            batch_size=optim.batch_size // fabric.world_size,
+            num_iterations=optim.iterations,
+            seed=self.recipe.seed,
+            start=self.iteration,
+            rank=fabric.global_rank,
+            world_size=fabric.world_size,
+            num_workers=self._workers(),
+            pin_memory=fabric.device.type == "cuda",
+        )
+
+    def _workers(self) -> int:
+        if self.options.num_workers is not None:
+            return self.options.num_workers
+        if self.fabric.device.type == "cpu":
+            return 0
+        return max((os.cpu_count() or 1) // self.options.devices, 1)
+
+    def _train_mode(self) -> None:
+        self.model.train()
+        if self.recipe.optim.freeze_batch_norm:
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def _final_scores(self) -> dict[str, SegmentationScores]:
+        config = self.recipe.evaluation
+        scores = {"single scale": self.evaluate()}
+        if config.scales != (1.0,) or config.flip:
+            scores["multi-scale" + " + flip" * config.flip] = self.evaluate(config.scales, config.flip)
+        return scores
+
+    def _keep_if_best(self, scores: SegmentationScores) -> None:
+        if scores.miou > self.best:
+            self.best = scores.miou
+            self.save(self.out / "best.pt")
+
+    def _stop_if_diverged(self, loss: float, lr: float) -> None:
+        if not math.isfinite(loss):
+            raise TrainingDivergedError(
+                f"the loss became {loss} by iteration {self.iteration}, at learning rate {lr:.2e}; "
+                f"lower optim.lr or set optim.clip_norm, and start again (kept: {self.last})"
+            )
+
+    def _progress_bar(self) -> tqdm[Any]:
+        return tqdm(
+            total=self.recipe.optim.iterations,
+            initial=self.iteration,
+            desc=self.recipe.name,
+            unit="it",
+            disable=not (self.options.progress and self.fabric.is_global_zero),
+        )
+
+
+class _Window:
+    """Mean loss and speed since the last look, without waiting for the device in between."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.restart()
+
+    def restart(self) -> None:
+        self.losses: list[Tensor] = []
+        self.since = time.perf_counter()
+
+    def add(self, loss: Tensor) -> None:
+        self.losses.append(loss)
+
+    def close(self) -> tuple[float, float]:
+        """Mean loss and images per second; starts the next window."""
+        loss = torch.stack(self.losses).mean().item()
+        speed = len(self.losses) * self.batch_size / (time.perf_counter() - self.since)
+        self.restart()
+        return loss, speed
