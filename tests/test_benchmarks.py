@@ -1,4 +1,4 @@
-"""Timings at the paper's size, (2, 512, 65, 65) in float32; ``pytest tests/test_benchmarks.py --benchmark-only`` runs them."""
+"""Timings at the paper's size, (2, 512, 65, 65) in float32: ``pytest tests/test_benchmarks.py --benchmark-only``."""
 
 from __future__ import annotations
 
