@@ -83,7 +83,7 @@ class TrainTransform(nn.Module):
         size = [rows.resized, columns.resized]
         image = image[:, rows.source, columns.source]
         mask = mask[rows.source, columns.source]
-        image = F.resize(image, size, InterpolationMode.BILINEAR, antialias=True)
+        image = _resize_image(image, size)
         # Exact nearest: plain "nearest" rounds down, half a pixel off the image.
         mask = F.resize(mask[None], size, InterpolationMode.NEAREST_EXACT)[0]
         if self.photometric > 0:
@@ -129,6 +129,13 @@ def _draw_window(length: int, crop: int, scale: float) -> _Window:
     return _Window(slice(start, start + extent), crop, slice(0, crop))
 
 
+def _resize_image(image: Tensor, size: list[int]) -> Tensor:
+    """Bilinear with antialiasing, uint8 (3, h, w) -> uint8 (3, *size)."""
+    if size[1] == 1:  # torch's uint8 kernel returns garbage for images that become one pixel wide
+        return F.resize(image.float(), size, InterpolationMode.BILINEAR, antialias=True).round().to(torch.uint8)
+    return F.resize(image, size, InterpolationMode.BILINEAR, antialias=True)
+
+
 def _draw_integer(low: int, high: int) -> int:
     """Uniform in low … high, both included."""
     return int(torch.randint(low, high + 1, ()))
@@ -158,7 +165,7 @@ def adjust_colors(image: Tensor, brightness: float, contrast: float, saturation:
         brightness: factor; 1 leaves the image as it is. So for contrast and saturation.
         contrast: factor.
         saturation: factor; 0 is grey.
-        hue: part of a full turn; 0 leaves the image as it is.
+        hue: part of a full turn, from red toward yellow; 0 leaves the image as it is.
 
     Returns:
         uint8 (3, h, w), rounded, and clamped once at the end.
@@ -166,8 +173,8 @@ def adjust_colors(image: Tensor, brightness: float, contrast: float, saturation:
     pixels = image.reshape(3, -1).float()
     mean_luma = _LUMA @ pixels.mean(dim=1)
     cos, sin = math.cos(2 * math.pi * hue), math.sin(2 * math.pi * hue)
-    turn = torch.tensor([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
-    chroma = torch.tensor([1, saturation, saturation]).diag()
+    turn = torch.tensor([[1, 0, 0], [0, cos, sin], [0, -sin, cos]], dtype=torch.float32)
+    chroma = torch.tensor([1, saturation, saturation], dtype=torch.float32).diag()
     matrix = brightness * contrast * (_YIQ_TO_RGB @ turn @ chroma @ _RGB_TO_YIQ)
     offset = brightness * (1 - contrast) * mean_luma + 0.5  # + 0.5: the conversion to uint8 rounds down
     return torch.addmm(offset, matrix, pixels).clamp_(0, 255).to(torch.uint8).reshape(image.shape)

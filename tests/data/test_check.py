@@ -1,0 +1,88 @@
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_data import SIZE, make_camvid, make_voc, random_labels, save_mask
+
+from emalab.data import DataError
+from emalab.data.check import CheckReport, Problem, check_dataset
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "counts"),
+    [
+        ("camvid", make_camvid, {"train": 3, "val": 3, "test": 3, "trainval": 6}),
+        ("voc", make_voc, {"train": 2, "val": 1, "trainval": 3, "trainaug": 3}),
+    ],
+)
+def test_all_is_well(tmp_path, name, make, counts):
+    report = check_dataset(name, make(tmp_path))
+    assert report.ok
+    assert report.counts == counts
+    assert "everything is in order" in str(report)
+
+
+def test_every_kind_of_damage_is_found_file_by_file(tmp_path):
+    folder = make_camvid(tmp_path, per_split=4) / "camvid"
+    (folder / "images/train_0.jpg").unlink()
+    (folder / "labels/train_0.png").unlink()
+    truncated = folder / "images/train_1.jpg"
+    truncated.write_bytes(truncated.read_bytes()[:-200])
+    save_mask(folder / "labels/train_2.png", random_labels([0, 12, 99]))
+    save_mask(folder / "labels/train_3.png", np.zeros((5, 5)))
+    Image.new("RGB", SIZE[::-1]).save(folder / "labels/val_0.png")
+
+    report = check_dataset("camvid", tmp_path, ["train", "val"], num_threads=2)
+    assert not report.ok
+    assert {(problem.file.stem, problem.file.parent.name, problem.kind) for problem in report.problems} == {
+        ("train_0", "images", "missing"),
+        ("train_0", "labels", "missing"),
+        ("train_1", "images", "unreadable"),
+        ("train_2", "labels", "unknown label"),
+        ("train_3", "labels", "size mismatch"),
+        ("val_0", "labels", "unreadable"),
+    }
+    assert report.counts == {"train": 4, "val": 4}
+    assert all(str(problem.file) in str(report) for problem in report.problems)
+    assert "problems: 6" in str(report)
+
+
+def test_a_file_in_two_splits_is_reported_once(tmp_path):
+    (make_camvid(tmp_path) / "camvid/images/train_0.jpg").unlink()
+    assert len(check_dataset("camvid", tmp_path).problems) == 1
+
+
+def test_a_missing_list_is_a_problem_and_the_other_splits_are_still_read(tmp_path):
+    (make_voc(tmp_path) / "VOCdevkit/VOC2012/ImageSets/Segmentation/trainaug.txt").unlink()
+    report = check_dataset("voc", tmp_path)
+    assert [problem.kind for problem in report.problems] == ["missing"]
+    assert report.counts == {"train": 2, "val": 1, "trainval": 3}
+    assert check_dataset("voc", tmp_path, ["train", "val"]).ok
+
+
+@pytest.mark.parametrize("root", [None, "nowhere"])
+def test_a_missing_root_is_one_problem(tmp_path, root):
+    report = check_dataset("camvid", root and tmp_path / root)
+    assert len(report.problems) == 1
+    assert "EMALAB_DATA" in str(report)
+
+
+def test_unknown_names_are_errors(tmp_path):
+    with pytest.raises(DataError, match="did you mean 'camvid'"):
+        check_dataset("camvit", tmp_path)
+    with pytest.raises(DataError, match="did you mean 'val'"):
+        check_dataset("camvid", make_camvid(tmp_path), ["vall"])
+
+
+def test_long_lists_are_cut_with_a_count(tmp_path):
+    problems = [Problem(tmp_path / f"{i}.jpg", "missing", f"{i}.jpg: no such file") for i in range(25)]
+    text = str(CheckReport("toy", {"train": 25}, problems))
+    assert "missing: 25" in text
+    assert "… and 15 more" in text
+    assert len(text.splitlines()) < 20
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(("name", "archive"), [("camvid", "camvid-480x360"), ("voc-animals", "voc2012-animals-320px")])
+def test_real_archives_are_in_order(real_data_root, name, archive):
+    report = check_dataset(name, real_data_root(archive), ["train", "val"])
+    assert report.ok, str(report)

@@ -1,0 +1,221 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision import tv_tensors
+from torchvision.transforms.v2 import functional as F
+
+from emalab.data import Sample
+from emalab.data.transforms import Normalize, TrainTransform, adjust_colors
+
+FILL = (1.0, 0.0, 1.0)  # a color that the ramp below has nowhere
+FILLED = torch.tensor([255, 0, 255])
+
+
+def ramp(height: int, width: int) -> Sample:
+    """Labels are a function of the image, linear in both axes: the blue channel is row + column."""
+    rows, columns = torch.arange(height)[:, None], torch.arange(width)[None, :]
+    value = (rows + columns + 20).to(torch.uint8)
+    image = torch.stack([torch.full_like(value, 10), torch.full_like(value, 200), value])
+    return Sample(tv_tensors.Image(image), tv_tensors.Mask(value.clone()), "ramp")
+
+
+def is_padding(sample: Sample) -> torch.Tensor:
+    return (sample.image == FILLED[:, None, None]).all(dim=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+    crop=st.tuples(st.integers(1, 80), st.integers(1, 80)),
+    scale=st.tuples(st.floats(0.25, 1), st.floats(1, 4)),
+    flip=st.sampled_from([0.0, 0.5, 1.0]),
+    seed=st.integers(0, 2**32),
+)
+def test_size_padding_and_kinds(height, width, crop, scale, flip, seed):
+    torch.manual_seed(seed)
+    out = TrainTransform(crop, scale, flip=flip, mean_fill=FILL)(ramp(height, width))
+    assert isinstance(out.image, tv_tensors.Image)
+    assert isinstance(out.mask, tv_tensors.Mask)
+    assert out.image.shape == (3, *crop)
+    assert out.mask.shape == crop
+    assert out.image.dtype == out.mask.dtype == torch.uint8
+    assert out.image.is_contiguous()
+    assert out.name == "ramp"
+    assert torch.equal(is_padding(out), out.mask == 255)
+    assert not is_padding(out).all()
+    assert (out.image[0][~is_padding(out)] == 10).all()  # what is constant in the source stays so
+    assert (out.image[1][~is_padding(out)] == 200).all()
+    inside = out.mask[~is_padding(out)]
+    assert 20 <= inside.min() <= inside.max() <= height + width + 18  # no label is invented
+
+
+def test_one_pixel_wide():
+    """Where torch's own uint8 kernel goes wrong (2.15)."""
+    image = torch.full((3, 8, 5), 77, dtype=torch.uint8)
+    sample = Sample(tv_tensors.Image(image), tv_tensors.Mask(image[0]), "grey")
+    out = TrainTransform((3, 1), (0.4, 0.4))(sample)
+    assert (out.image == 77).all()
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.6, 0.75, 1.0, 1.3, 2.0])
+@pytest.mark.parametrize("crop", [(40, 50), (90, 110), (150, 60)])
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_image_and_labels_stay_aligned(scale, crop, flip):
+    """A half-pixel shift of the labels would show as a mean difference of half a source pixel or more."""
+    transform = TrainTransform(crop, (scale, scale), flip=flip, mean_fill=FILL)
+    differences = []
+    for seed in range(8):
+        torch.manual_seed(seed)
+        out = transform(ramp(100, 120))
+        inside = ~is_padding(out)
+        differences.append((out.image[2].int() - out.mask.int())[inside])
+    difference = torch.cat(differences).float()
+    assert difference.abs().max() <= 2 / min(scale, 1)
+    assert difference.mean().abs() <= 0.25
+
+
+def test_scale_one_is_an_exact_crop():
+    sample = ramp(50, 60)
+    out = TrainTransform((20, 30), (1, 1), flip=0)(sample)
+    top_left = int(out.mask[0, 0])
+    assert torch.equal(out.mask, sample.mask[:20, :30] + (top_left - 20))
+    assert torch.equal(out.image[2], out.mask)
+
+
+def test_window_then_resize_equals_resize_then_crop():
+    """Where scale and window fall on whole pixels, up to what the filter sees beyond the window's border."""
+    torch.manual_seed(0)
+    image = F.gaussian_blur(torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8), [5, 5])
+    sample = Sample(tv_tensors.Image(image), tv_tensors.Mask(image[0]), "noise")
+    out = TrainTransform((48, 48), (2, 2), flip=0)(sample)
+    whole = F.resize(image, [128, 128], antialias=True)
+    windows = whole.unfold(1, 48, 2).unfold(2, 48, 2)  # c, top, left, row, column
+    inner = (windows[..., 2:-2, 2:-2].int() - out.image[:, None, None, 2:-2, 2:-2].int()).abs()
+    assert inner.amax(dim=(0, 3, 4)).min() <= 1
+
+
+def test_flip_mirrors_both():
+    sample = ramp(30, 40)
+    out = TrainTransform((30, 40), (1, 1), flip=1)(sample)
+    assert torch.equal(out.image, sample.image.flip(-1))
+    assert torch.equal(out.mask, sample.mask.flip(-1))
+
+
+def test_scale_steps_are_the_recipes():
+    transform = TrainTransform((8, 8), (0.5, 2.0), scale_steps=0.25)
+    drawn = {transform._draw_scale() for _ in range(300)}
+    assert drawn == {0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0}
+
+
+def test_every_crop_position_occurs():
+    transform = TrainTransform((4, 4), (1, 1), flip=0)
+    corners = {int(transform(ramp(4, 7)).mask[0, 0]) for _ in range(100)}
+    assert corners == {20, 21, 22, 23}
+    wide = TrainTransform((4, 7), (1, 1), flip=0)
+    places = {int((wide(ramp(4, 4)).mask[0] != 255).nonzero()[0]) for _ in range(100)}
+    assert places == {0, 1, 2, 3}
+
+
+def test_same_seed_same_result_and_input_untouched():
+    transform = TrainTransform((40, 40), photometric=0.5)
+    sample = ramp(50, 60)
+    before = sample.image.clone(), sample.mask.clone()
+    torch.manual_seed(3)
+    first = transform(sample)
+    torch.manual_seed(3)
+    second = transform(sample)
+    assert torch.equal(first.image, second.image)
+    assert torch.equal(first.mask, second.mask)
+    assert torch.equal(sample.image, before[0])
+    assert torch.equal(sample.mask, before[1])
+
+
+def test_photometric_leaves_labels_and_padding_alone():
+    plain, distorted = (TrainTransform((90, 90), (0.5, 0.5), flip=0, photometric=p, mean_fill=FILL) for p in (0, 0.5))
+    sample = ramp(60, 60)
+    torch.manual_seed(0)
+    a = plain(sample)
+    torch.manual_seed(0)
+    b = distorted(sample)
+    assert torch.equal(a.mask, b.mask)
+    assert torch.equal(is_padding(b), b.mask == 255)
+    assert not torch.equal(a.image, b.image)
+
+
+def mid_tones() -> torch.Tensor:
+    """Colors so moderate that no adjustment below clamps."""
+    return torch.from_numpy(np.random.default_rng(0).integers(90, 140, (3, 16, 17), dtype=np.uint8))
+
+
+def test_no_adjustment_is_the_identity():
+    assert torch.equal(adjust_colors(mid_tones(), 1, 1, 1, 0), mid_tones())
+
+
+@pytest.mark.parametrize("factor", [0.6, 0.9, 1.3])
+def test_adjustments_equal_torchvisions(factor):
+    image = mid_tones()
+    ours = {
+        F.adjust_brightness: adjust_colors(image, factor, 1, 1, 0),
+        F.adjust_contrast: adjust_colors(image, 1, factor, 1, 0),
+        F.adjust_saturation: adjust_colors(image, 1, 1, factor, 0),
+    }
+    for theirs, result in ours.items():
+        assert (theirs(image, factor).int() - result.int()).abs().max() <= 1, theirs.__name__
+
+
+def test_hue_turns_as_torchvisions_and_keeps_the_luma():
+    image = mid_tones()
+    ours, theirs = (adjust_colors(image, 1, 1, 1, 0.05).float(), F.adjust_hue(image, 0.05).float())
+    luma = torch.tensor([0.299, 0.587, 0.114])
+    assert (torch.einsum("chw,c->hw", ours - image, luma)).abs().max() <= 1
+    colored = lambda x: x - x.mean(dim=0)  # noqa: E731
+    alignment = torch.cosine_similarity(colored(ours).flatten(), colored(theirs).flatten(), dim=0)
+    unturned = torch.cosine_similarity(colored(image.float()).flatten(), colored(theirs).flatten(), dim=0)
+    assert alignment > 0.98 > unturned
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"crop_size": (0, 5)},
+        {"scale_range": (0, 1)},
+        {"scale_range": (2, 1)},
+        {"scale_steps": 0},
+        {"flip": 1.5},
+        {"photometric": -1},
+        {"mean_fill": (124, 116, 104)},
+    ],
+)
+def test_bad_settings_are_named(changes):
+    (name,) = changes
+    with pytest.raises(ValueError, match=name):
+        TrainTransform(**({"crop_size": (8, 8)} | changes))
+
+
+def test_normalize():
+    images = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8)
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    expected = F.normalize(images.double() / 255, mean, std)
+    torch.testing.assert_close(Normalize(mean, std)(images).double(), expected, rtol=0, atol=1e-6)
+
+
+def test_normalize_keeps_channels_last_and_has_no_state():
+    images = torch.zeros(2, 3, 4, 5, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    assert Normalize()(images).is_contiguous(memory_format=torch.channels_last)
+    assert not Normalize().state_dict()
+
+
+def test_padding_is_zero_for_the_network():
+    out = TrainTransform((40, 40), (0.5, 0.5))(ramp(20, 20))
+    padding = Normalize()(out.image)[:, out.mask == 255]
+    assert padding.abs().max() < 0.01
+
+
+def test_normalize_refuses_other_than_uint8():
+    with pytest.raises(TypeError, match=r"float32"):
+        Normalize()(torch.rand(1, 3, 2, 2))
+    with pytest.raises(ValueError, match="std"):
+        Normalize(std=(1, 0, 1))
