@@ -82,6 +82,11 @@ def test_readme_links_exist():
     assert not [target for target in relative if not (ROOT / target).exists()]
 
 
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL))
+def test_readme_python_runs(code: str):
+    exec(compile(code, "README.md", "exec"), {})
+
+
 @pytest.fixture(scope="module")
 def api_reference() -> ModuleType:
     """The book's own extension that writes the API page."""
