@@ -160,5 +160,4 @@ def training_loader(
         batch_sampler=batches,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        prefetch_factor=4 if num_workers else None,
     )

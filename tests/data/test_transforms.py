@@ -177,6 +177,20 @@ def test_hue_turns_as_torchvisions_and_keeps_the_luma():
     assert alignment > 0.98 > unturned
 
 
+def test_colors_do_not_depend_on_the_number_of_threads():
+    """Loader workers run one thread, the main process several."""
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 352, 480), dtype=np.uint8))
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            results.append(adjust_colors(image, 1.1, 0.8, 1.3, 0.03))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*results)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
