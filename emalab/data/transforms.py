@@ -150,7 +150,7 @@ def distort_colors(image: Tensor, strength: float) -> Tensor:
     """Random brightness, contrast, saturation and hue (`TrainTransform` says how much): uint8 (3, h, w) -> same.
 
     All four are affine in RGB when hue is a rotation of the chroma plane in YIQ, so they are one matrix product:
-    a twentieth of the time of `torchvision.transforms.v2.ColorJitter`, most of which is its way to HSV and back.
+    an order of magnitude faster than `torchvision.transforms.v2.ColorJitter`, which goes to HSV and back.
     """
     brightness, contrast, saturation = (torch.empty(3).uniform_(1 - strength, 1 + strength)).tolist()
     hue = torch.empty(()).uniform_(-strength / 10, strength / 10).item()
