@@ -85,13 +85,14 @@ def fill_page(app: Any, docname: str, source: list[str]) -> None:
 
 
 def read_plain_text(app: Any, what: str, name: str, thing: object, options: Any, lines: list[str]) -> None:
-    """Sphinx ``autodoc-process-docstring`` handler: two habits of plain text that reStructuredText misreads.
+    """Sphinx ``autodoc-process-docstring`` handler: habits of plain text that reStructuredText misreads.
 
-    A suffix may touch a name, as in "`Sample`s"; and a block that follows a colon and a blank line, indented,
-    keeps its line breaks.
+    A suffix may touch a name, as in "`Sample`s"; a lone letter with a full stop, as in "num_bases: K.", begins no
+    list; and a block that follows a colon and a blank line, indented, keeps its line breaks.
     """
     for i, line in enumerate(lines):
         lines[i] = re.sub(r"(?<=[\w)\]])(`+)(?=\w)", r"\1\\ ", line)
+        lines[i] = re.sub(r"(?<=\s)([A-Za-z]\.)$", r"\\\1", lines[i])
     for i in reversed(range(len(lines) - 2)):
         line, indented = lines[i], re.compile(r"\s{2,}\S").match(lines[i + 2])
         if line[:1].isalpha() and line.endswith(":") and not line.endswith("::") and not lines[i + 1] and indented:
