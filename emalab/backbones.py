@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from emalab.fastops import replace_dilated_depthwise
+
 __all__ = ["TINY", "Backbone", "TimmBackbone", "TinyBackbone", "build_backbone"]
 
 TINY = "tiny"
@@ -101,6 +103,7 @@ class TimmBackbone(Backbone):
             self.mean, self.std = config.mean, config.std
         if multi_grid:
             _apply_multi_grid(self.network.get_submodule(info.module_name(-1)), multi_grid, name)
+        replace_dilated_depthwise(self.network)
         if weights is not None:
             _load_weights(self.network, name, weights)
 

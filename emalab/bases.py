@@ -87,7 +87,7 @@ class PerImage(Maintenance):
 
 @dataclass(frozen=True)
 class MovingAverage(Maintenance):
-    """μ⁽⁰⁾ ← α μ⁽⁰⁾ + (1 − α) · mean over the batch of μ⁽ᵀ⁾, with α = ``momentum`` weighting the OLD bases. Paper, §3.3.
+    """μ⁽⁰⁾ ← α μ⁽⁰⁾ + (1 − α) · batch mean of μ⁽ᵀ⁾, with α = ``momentum`` weighting the OLD bases (paper, §3.3).
 
     ``renormalize`` settles what the paper leaves open: ``"none"`` mixes the raw mean, whose norm is below 1 (the
     authors' code); ``"batch_mean"`` brings the mean to unit norm before mixing (mmsegmentation); ``"after_mixing"``

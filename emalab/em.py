@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
-from einops import einsum, rearrange, reduce
+from einops import rearrange, reduce
 from torch import Tensor
 
 Norm = Literal["l2", "layer", "none"]
@@ -46,7 +46,7 @@ def e_step(x: Tensor, bases: Tensor, scale: float = 1.0) -> Tensor:
     Returns:
         Responsibilities (b, n, k); each row is a distribution over the bases.
     """
-    return einsum(x, scale * bases, "b n c, b k c -> b n k").softmax(dim=-1)
+    return _similarity(x, bases, scale).softmax(dim=-1)
 
 
 def m_step(x: Tensor, responsibilities: Tensor, eps: float = 1e-6) -> Tensor:
@@ -60,8 +60,8 @@ def m_step(x: Tensor, responsibilities: Tensor, eps: float = 1e-6) -> Tensor:
     Returns:
         Bases (b, k, c), not normalized.
     """
-    weighted_sum = einsum(responsibilities, x, "b n k, b n c -> b k c")
-    total = reduce(responsibilities, "b n k -> b k 1", "sum")
+    weighted_sum = torch.bmm(rearrange(responsibilities, "b n k -> b k n"), x)
+    total = rearrange(responsibilities.sum(dim=1), "b k -> b k 1")
     return weighted_sum / (total + eps)
 
 
@@ -74,7 +74,7 @@ def normalize_bases(bases: Tensor, norm: Norm = "l2", eps: float = 1e-6) -> Tens
         eps: added to the L2 norm, or to the variance of ``"layer"``.
     """
     if norm == "l2":
-        return bases / (bases.norm(dim=-1, keepdim=True) + eps)
+        return bases / (torch.linalg.vector_norm(bases, dim=-1, keepdim=True) + eps)
     if norm == "layer":
         return F.layer_norm(bases, bases.shape[-1:], eps=eps)
     return bases
@@ -82,7 +82,7 @@ def normalize_bases(bases: Tensor, norm: Norm = "l2", eps: float = 1e-6) -> Tens
 
 def reconstruct(responsibilities: Tensor, bases: Tensor) -> Tensor:
     """Re-estimate the features from the bases, X̃ = Z μ: (b, n, k), (b, k, c) → (b, n, c), of rank ≤ k."""
-    return einsum(responsibilities, bases, "b n k, b k c -> b n c")
+    return torch.bmm(responsibilities, bases)
 
 
 def em_attention(
@@ -153,8 +153,13 @@ def log_likelihood(x: Tensor, bases: Tensor, scale: float = 1.0) -> Tensor:
     """
     if bases.ndim == 2:
         bases = rearrange(bases, "k c -> 1 k c").expand(len(x), -1, -1)
-    similarity = einsum(x, scale * bases, "b n c, b k c -> b n k")
-    return reduce(similarity.logsumexp(dim=-1) - math.log(bases.shape[1]), "b n -> b", "sum")
+    log_mean = _similarity(x, bases, scale).logsumexp(dim=-1) - math.log(bases.shape[1])
+    return reduce(log_mean, "b n -> b", "sum")
+
+
+def _similarity(x: Tensor, bases: Tensor, scale: float) -> Tensor:
+    """λ x_nᵀ μ_k: (b, n, c), (b, k, c) → (b, n, k). As `torch.bmm`: at small sizes einsum's overhead would show."""
+    return torch.bmm(x, rearrange(bases if scale == 1 else scale * bases, "b k c -> b c k"))
 
 
 def _check(x: Tensor, bases: Tensor, num_iters: int, **options: str) -> None:

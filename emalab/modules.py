@@ -103,7 +103,9 @@ class EMAU(nn.Module):
         ``rearrange(unit.attend(f).responsibilities, "b (h w) k -> b k h w", h=h)`` are the attention maps.
         """
         x = rearrange(self.conv_in(features), "b c h w -> b (h w) c")
-        start = self.maintenance.start(self.bases, x)
+        # A buffer is updated in place after the forward pass, when autograd may still need what EM started from.
+        stored = self.bases if self.maintenance.learnable or self.grad == "stop" else self.bases.clone()
+        start = self.maintenance.start(stored, x)
         return em_attention(x, start, num_iters=self.num_iters, scale=self.scale, norm=self.norm, grad=self.grad)
 
     def forward(self, features: Tensor) -> Tensor:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emalab.backbones import build_backbone
 from emalab.bases import MaintenanceName, Renormalize
 from emalab.data.transforms import Normalize
 from emalab.em import Grad, Norm
+from emalab.fastops import upsample_bilinear
 from emalab.modules import EMAU, ConvNormAct, NonLocal2d, NonLocalMode
 
 ContextName = Literal["none", "non_local", "ema"]
@@ -135,12 +135,7 @@ class Segmenter(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(b, 3, h, w) → logits (b, classes, h, w)."""
         logits = self.classifier(self.context(self.features(images)))
-        return F.interpolate(
-            logits.float() if logits.dtype.itemsize < 4 else logits,
-            images.shape[-2:],
-            mode="bilinear",
-            align_corners=self.config.align_corners,
-        )
+        return upsample_bilinear(logits, images.shape[-2:], self.config.align_corners)
 
 
 def build_segmenter(config: SegmenterConfig) -> Segmenter:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,7 +107,7 @@ def train(
 
 
 class _TrainingStep(nn.Module):
-    """Network and loss as one module, so that torch.compile fuses the enlargement of the logits with the loss."""
+    """Network and loss as one module: what DDP wraps, torch.compile fuses and a CUDA graph records."""
 
     def __init__(self, model: Segmenter, ignore_index: int) -> None:
         super().__init__()
@@ -115,6 +115,13 @@ class _TrainingStep(nn.Module):
 
     def forward(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         return cross_entropy(self.model(images), masks, self.ignore_index)
+
+    def record(self, images: Tensor, masks: Tensor) -> None:
+        """Replace forward and backward by a CUDA graph for batches of this shape, in training mode."""
+        buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
+        torch.cuda.make_graphed_callables(self, (images, masks))
+        for name, buffer in self.named_buffers():  # undo what the warm-up did to running statistics and bases
+            buffer.copy_(buffers[name])
 
 
 class Trainer:
@@ -143,7 +150,9 @@ class Trainer:
         self.eval_data = eval_data or load_dataset(recipe.data.name, recipe.data.eval_split, options.data_root)
         self._check()
         self.iteration, self.best = 0, -math.inf
-        self._build()
+        self.model = self._build_model()
+        self._step, self.optimizer = self._set_up()
+        self._record_graph = recipe.execution == "cuda_graph" and self.fabric.device.type == "cuda"
         if self.last.exists():
             self._resume()
 
@@ -204,6 +213,10 @@ class Trainer:
             group["lr"] = group["lr_factor"] * poly_lr(self.iteration, config)
         images = images.to(self.fabric.device, non_blocking=True, memory_format=torch.channels_last)
         masks = masks.to(self.fabric.device, non_blocking=True)
+        if self._record_graph:
+            with self._uncached_autocast():
+                self._step.module.record(images, masks)
+            self._record_graph = False
         total, labeled = self._step(images, masks)
         loss = total / self._divisor(labeled, masks)
         self.optimizer.zero_grad(set_to_none=True)
@@ -213,6 +226,11 @@ class Trainer:
         self.optimizer.step()
         self.iteration += 1
         return loss.detach()
+
+    def _uncached_autocast(self) -> AbstractContextManager[Any]:
+        """The recipe's precision without autocast's cache of casted weights, which a CUDA graph must not meet."""
+        dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.recipe.precision)
+        return torch.autocast("cuda", dtype, cache_enabled=False) if dtype else nullcontext()
 
     def _divisor(self, labeled: Tensor, masks: Tensor) -> Tensor | int:
         if self.recipe.optim.loss_average == "all":
@@ -256,29 +274,34 @@ class Trainer:
             raise ValueError(
                 f"optim.batch_size {recipe.optim.batch_size} cannot be shared equally by {ranks} processes"
             )
+        if recipe.execution == "cuda_graph" and ranks > 1:
+            raise ValueError('execution "cuda_graph" records one device; use "eager" or "compile" with several')
         if self.last.exists() and not self.options.resume:
             raise FileExistsError(f"{self.out} holds a run already; resume it, or choose another folder for this one")
         self.out.mkdir(parents=True, exist_ok=True)
 
-    def _build(self) -> None:
-        recipe, fabric = self.recipe, self.fabric
-        torch.manual_seed(recipe.seed)
-        model = build_segmenter(recipe.model).to(memory_format=torch.channels_last)
-        if recipe.precision == "64-true":
+    def _build_model(self) -> Segmenter:
+        torch.manual_seed(self.recipe.seed)
+        model = build_segmenter(self.recipe.model).to(memory_format=torch.channels_last)
+        if self.recipe.precision == "64-true":
             model = model.double()
-        if fabric.world_size > 1 and fabric.device.type == "cuda":
+        if self.fabric.world_size > 1 and self.fabric.device.type == "cuda":
             model = convert_sync_batchnorm(model)
-        self.model: Segmenter = model
-        groups, fused = parameter_groups(model, recipe.optim), fabric.device.type == "cuda"
+        return model
+
+    def _set_up(self) -> tuple[Any, Any]:
+        """The module and the optimizer of a step, as Fabric wraps them for this device and precision."""
+        config, fused = self.recipe.optim, self.fabric.device.type == "cuda"
+        groups = parameter_groups(self.model, config)
         optimizer: torch.optim.Optimizer
-        if recipe.optim.optimizer == "sgd":
-            optimizer = torch.optim.SGD(groups, lr=recipe.optim.lr, momentum=0.9, fused=fused)
+        if config.optimizer == "sgd":
+            optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=0.9, fused=fused)
         else:
-            optimizer = torch.optim.AdamW(groups, lr=recipe.optim.lr, fused=fused)
-        step: Any = _TrainingStep(model, self.train_data.spec.ignore_index)
-        if recipe.compile:
+            optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=fused)
+        step: Any = _TrainingStep(self.model, self.train_data.spec.ignore_index)
+        if self.recipe.execution == "compile":
             step = torch.compile(step)
-        self._step, self.optimizer = fabric.setup(step, optimizer)
+        return self.fabric.setup(step, optimizer)
 
     def _resume(self) -> None:
         recipe, state = load_training_state(self.last)
