@@ -9,6 +9,7 @@ from pathlib import Path
 from emalab.data.camvid import CAMVID, load_camvid
 from emalab.data.dataset import LabeledImages, Sample, SegmentationDataset, open_image
 from emalab.data.errors import DataError
+from emalab.data.shapes import FAR, POOLED, load_shapes
 from emalab.data.spec import DatasetSpec
 from emalab.data.voc import VOC, VOC_ANIMALS, load_voc
 
@@ -39,6 +40,8 @@ DATASETS: dict[str, DatasetEntry] = {
         DatasetEntry(CAMVID, load_camvid),
         DatasetEntry(VOC, partial(load_voc, VOC)),
         DatasetEntry(VOC_ANIMALS, partial(load_voc, VOC_ANIMALS)),
+        DatasetEntry(POOLED, partial(load_shapes, POOLED)),
+        DatasetEntry(FAR, partial(load_shapes, FAR)),
     )
 }
 
