@@ -141,7 +141,9 @@ def log_likelihood(x: Tensor, bases: Tensor, scale: float = 1.0) -> Tensor:
 
     With unit-norm ``x`` and ``bases`` this is, up to a constant that depends on λ and c alone, the log-likelihood of a
     mixture of von Mises-Fisher distributions with equal weights and one concentration λ (Banerjee et al., 2005).
-    For any ``x`` it never decreases from one iteration to the next as long as each base is kept at unit norm.
+    For any ``x``, whose lengths then act as concentrations λ‖x_n‖ of their own, it never decreases from one iteration
+    to the next as long as each base is kept at unit norm. With ``norm="layer"`` it never decreases from the second
+    iteration on; with ``norm="none"`` it may.
 
     Args:
         x: features (b, n, c).
