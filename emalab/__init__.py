@@ -1,6 +1,51 @@
 """EM attention: the functional core, the network modules, and everything needed to train EMANet."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from emalab.em import EMOutput, em_attention
 from emalab.modules import EMAU, NonLocal2d
 
-__all__ = ["EMAU", "EMOutput", "NonLocal2d", "em_attention"]
+if TYPE_CHECKING:
+    from emalab.evaluation import evaluate
+    from emalab.prediction import predict
+    from emalab.recipes import Recipe, get_recipe
+    from emalab.segmenter import Segmenter, SegmenterConfig, build_segmenter
+    from emalab.trainer import train
+
+__all__ = [
+    "EMAU",
+    "EMOutput",
+    "NonLocal2d",
+    "Recipe",
+    "Segmenter",
+    "SegmenterConfig",
+    "build_segmenter",
+    "em_attention",
+    "evaluate",
+    "get_recipe",
+    "predict",
+    "train",
+]
+
+# Imported when first asked for: who wants only the attention does not wait for timm, torchmetrics and lightning.
+_LAZY = {
+    "Recipe": "recipes",
+    "Segmenter": "segmenter",
+    "SegmenterConfig": "segmenter",
+    "build_segmenter": "segmenter",
+    "evaluate": "evaluation",
+    "get_recipe": "recipes",
+    "predict": "prediction",
+    "train": "trainer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'emalab' has no attribute {name!r}")
+    return getattr(import_module(f"emalab.{_LAZY[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

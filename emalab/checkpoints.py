@@ -30,6 +30,7 @@ __all__ = [
     "load_segmenter",
     "load_training_state",
     "read_metadata",
+    "read_recipe",
     "save_training_state",
     "shipped_weights",
     "write_atomically",
@@ -118,6 +119,12 @@ def read_metadata(path_or_name: str | Path) -> dict[str, Any]:
         FileNotFoundError, CheckpointError: as in `load_segmenter`.
     """
     return _read_release(_find(path_or_name), tensors=False)[0]
+
+
+def read_recipe(path_or_name: str | Path) -> Recipe:
+    """The recipe of a release or of a training checkpoint; errors as in `load_segmenter`."""
+    path = _find(path_or_name)
+    return read_metadata(path)["recipe"] if path.suffix == ".safetensors" else load_training_state(path)[0]
 
 
 def load_segmenter(path_or_name: str | Path) -> Segmenter:

@@ -25,7 +25,7 @@ from emalab.checkpoints import CheckpointError, load_training_state, save_traini
 from emalab.data import LabeledImages, load_dataset
 from emalab.data.loader import training_loader
 from emalab.data.transforms import TrainTransform
-from emalab.evaluate import evaluate
+from emalab.evaluation import evaluate
 from emalab.metrics import SegmentationScores
 from emalab.optim import cross_entropy, parameter_groups, poly_lr
 from emalab.recipes import Recipe, recipe_to_dict

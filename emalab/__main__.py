@@ -1,0 +1,5 @@
+"""``python -m emalab`` is the command line."""
+
+from emalab.cli import main
+
+main()

@@ -1,0 +1,227 @@
+"""The command line: ``emalab COMMAND``. It alone reads the environment, and turns errors into messages."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from tyro.conf import Positional, arg
+
+from emalab.checkpoints import load_segmenter, read_recipe
+from emalab.data import dataset_names, get_spec, load_dataset
+from emalab.data.check import check_dataset
+from emalab.evaluation import evaluate
+from emalab.metrics import SegmentationScores
+from emalab.prediction import predict
+from emalab.recipes import Recipe, get_recipe, recipe_names
+from emalab.segmenter import DEFAULT_WEIGHTS
+from emalab.trainer import RunOptions, TrainingDivergedError, train
+from emalab.viz import overlay, save_labels, save_picture
+
+__all__ = ["main"]
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+
+
+def _data_root() -> Path | None:
+    value = os.environ.get("EMALAB_DATA")
+    return Path(value) if value else None
+
+
+def _train(arguments: Sequence[str]) -> None:
+    """Train a recipe; every field of it is a flag. `emalab train RECIPE --help` shows its values."""
+    if not arguments or arguments[0].startswith("-"):
+        print("usage: emalab train RECIPE [--FIELD VALUE ...]\n\n" + _recipe_table())
+        raise SystemExit(0 if set(arguments) & {"-h", "--help"} else 2)
+    recipe = get_recipe(arguments[0])
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun says how many processes it started
+    nodes = int(os.environ.get("WORLD_SIZE", local)) // local
+    options = RunOptions(data_root=_data_root(), devices=local, num_nodes=nodes)
+
+    @dataclass(frozen=True)
+    class Arguments:
+        recipe: Annotated[Recipe, arg(name="")] = field(default_factory=lambda: recipe)
+        run: Annotated[RunOptions, arg(name="")] = field(default_factory=lambda: options)
+        out: Path | None = None
+        """Folder for checkpoints, log and record; runs/RECIPE-seedN by default."""
+
+    parsed = tyro.cli(Arguments, prog=f"emalab train {recipe.name}", description=recipe.summary, args=arguments[1:])
+    out = parsed.out or Path("runs") / f"{recipe.name}-seed{parsed.recipe.seed}"
+    result = train(parsed.recipe, out, parsed.run)
+    for protocol, scores in result.scores.items():
+        print(f"{protocol}: {scores}")
+    print(f"checkpoints, log and record are in {out}")
+
+
+def _evaluate(
+    checkpoint: Positional[str],
+    data: str | None = None,
+    split: str | None = None,
+    data_root: Path | None = None,
+    scales: tuple[float, ...] = (1.0,),
+    flip: bool = False,
+    batch_size: int = 1,
+    device: Device = "auto",
+    out: Path | None = None,
+) -> None:
+    """Score a checkpoint on a split, class by class.
+
+    Args:
+        checkpoint: a .pt or .safetensors file, or the name of a shipped network.
+        data: data set; by default the one it was trained on.
+        split: by default the evaluation split of its recipe.
+        data_root: folder with the unpacked releases; $EMALAB_DATA by default.
+        scales: scales to average over.
+        flip: average over mirror images too.
+        batch_size: images of one size evaluated together.
+        device: where to run.
+        out: also write the scores to this JSON file.
+    """
+    model, recipe = load_segmenter(checkpoint), read_recipe(checkpoint)
+    dataset = load_dataset(data or recipe.data.name, split or recipe.data.eval_split, data_root or _data_root())
+    scores = evaluate(
+        model.to(_device(device)),
+        dataset,
+        scales,
+        flip,
+        batch_size=batch_size,
+        num_workers=min(os.cpu_count() or 1, 8),
+        progress=True,
+    )
+    _print_scores(scores)
+    if out:
+        out.write_text(json.dumps(scores.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+
+def _predict(
+    images: Positional[tuple[Path, ...]],
+    checkpoint: str = DEFAULT_WEIGHTS,
+    out: Path = Path(),
+    max_side: int = 480,
+    device: Device = "auto",
+) -> None:
+    """Label the pixels of photographs. Writes STEM.mask.png (palette PNG) and STEM.overlay.png (with a legend).
+
+    Args:
+        images: photographs, in any format that Pillow reads.
+        checkpoint: a .pt or .safetensors file, or the name of a shipped network.
+        out: folder for the results.
+        max_side: the network sees photographs with their longer side shrunk to this many pixels.
+        device: where to run.
+    """
+    if not images:
+        raise ValueError("emalab predict needs at least one photograph")
+    stems = [path.stem for path in images]
+    if twice := {stem for stem in stems if stems.count(stem) > 1}:
+        raise ValueError(f"several photographs are called {sorted(twice)[0]!r}; give them separate --out folders")
+    model, spec = load_segmenter(checkpoint).to(_device(device)), get_spec(read_recipe(checkpoint).data.name)
+    failed = 0
+    for path in images:
+        try:
+            labels = predict(model, path, max_side=max_side)
+            picture = overlay(path, labels, spec)
+        except (OSError, ValueError) as error:
+            failed += 1
+            print(f"emalab: error: {error}", file=sys.stderr)
+            continue
+        save_labels(labels, spec, out / f"{path.stem}.mask.png")
+        save_picture(picture, out / f"{path.stem}.overlay.png")
+        print(f"{path} → {out / path.stem}.mask.png, {path.stem}.overlay.png")
+    if failed:
+        raise SystemExit(1)
+
+
+def _data_check(name: Positional[str], data_root: Path | None = None) -> None:
+    """Decode every file of a data set; report what is missing, unreadable, mismatched in size or wrongly labeled.
+
+    Args:
+        name: data set.
+        data_root: folder with the unpacked releases; $EMALAB_DATA by default.
+    """
+    report = check_dataset(name, data_root or _data_root())
+    print(report)
+    if not report.ok:
+        raise SystemExit(1)
+
+
+def _recipes() -> None:
+    """List the recipes that `emalab train` knows."""
+    print(_recipe_table())
+
+
+def _recipe_table() -> str:
+    recipes = [get_recipe(name) for name in recipe_names()]
+    width = max(len(recipe.name) for recipe in recipes)
+    return "\n".join(f"{recipe.name:<{width}}  {recipe.summary}" for recipe in recipes)
+
+
+def _device(name: Device) -> torch.device:
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _print_scores(scores: SegmentationScores) -> None:
+    width = max(map(len, scores.iou))
+    for name, iou in scores.iou.items():
+        print(f"{name:<{width}}  {'absent' if iou != iou else f'{100 * iou:6.2f}'}")
+    print(f"{scores}, over {scores.images} images")
+
+
+def _parsed(function: Callable[..., None], command: str) -> Callable[[Sequence[str]], None]:
+    def run(arguments: Sequence[str]) -> None:
+        tyro.cli(function, prog=f"emalab {command}", args=arguments)
+
+    return run
+
+
+_COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
+    "train": (_train, "train a recipe, on one device or under torchrun"),
+    "evaluate": (_parsed(_evaluate, "evaluate"), "score a checkpoint, class by class"),
+    "predict": (_parsed(_predict, "predict"), "label the pixels of photographs"),
+    "data check": (_parsed(_data_check, "data check"), "find what is wrong with a data set on the disk"),
+    "recipes": (_parsed(_recipes, "recipes"), "list the recipes"),
+}
+
+
+def _usage() -> str:
+    commands = "\n".join(f"  {name:<12} {text}" for name, (_, text) in _COMMANDS.items())
+    return (
+        f"usage: emalab COMMAND ...\n\n{commands}\n\n`emalab COMMAND --help` explains each. "
+        f"Data sets: {', '.join(dataset_names())}.\n$EMALAB_DATA names the folder with the unpacked releases."
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; exits 0 when it did what was asked, 1 with a message when it could not, 2 for a wrong command."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage())
+        raise SystemExit(0 if words else 2)
+    if words[0] == "--version":
+        print(version("emalab"))
+        return
+    name = next((name for name in _COMMANDS if words[: len(name.split())] == name.split()), None)
+    if name is None:
+        print(f"emalab: error: no command {' '.join(words[:2])!r}\n\n{_usage()}", file=sys.stderr)
+        raise SystemExit(2)
+    try:
+        _COMMANDS[name][0](words[len(name.split()) :])
+    except BrokenPipeError:  # the reader, say `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, KeyError, OSError, TrainingDivergedError) as error:
+        message = error.args[0] if isinstance(error, KeyError) else error
+        print(f"emalab: error: {message}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

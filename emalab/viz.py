@@ -1,0 +1,91 @@
+"""Pictures of labels: colors of the benchmark, overlays with a legend, palette PNGs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from emalab.checkpoints import write_atomically
+from emalab.data import DatasetSpec, open_image
+
+__all__ = ["colorize", "overlay", "save_labels", "save_picture"]
+
+_LEGEND_ROW = 24  # pixels
+
+
+def _palette(spec: DatasetSpec) -> NDArray[np.uint8]:
+    """Colors (256, 3): those of the classes, white for the ignored label."""
+    palette = np.zeros((256, 3), np.uint8)
+    palette[: spec.num_classes] = spec.palette
+    palette[spec.ignore_index] = 255
+    return palette
+
+
+def colorize(labels: NDArray[np.integer], spec: DatasetSpec) -> NDArray[np.uint8]:
+    """Labels (h, w) in the benchmark's colors, the ignored label in white: uint8 RGB (h, w, 3)."""
+    return _palette(spec)[labels]
+
+
+def save_labels(labels: NDArray[np.uint8], spec: DatasetSpec, path: Path) -> None:
+    """Write labels (h, w) as a palette PNG, like those of VOC: values are class indices, colors the palette's."""
+    image = Image.fromarray(labels).convert("P")
+    image.putpalette(_palette(spec).tobytes())
+    write_atomically(path, lambda temporary: image.save(temporary, "PNG"))
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture as PNG, whole or not at all."""
+    write_atomically(path, lambda temporary: picture.save(temporary, "PNG"))
+
+
+def overlay(
+    photo: Path | str | Image.Image, labels: NDArray[np.uint8], spec: DatasetSpec, *, strength: float = 0.55
+) -> Image.Image:
+    """The photograph tinted with the colors of its labels, above a legend of the classes in it.
+
+    A class called "background" is not tinted.
+
+    Args:
+        photo: a file or an image that PIL has opened.
+        labels: (h, w), at the photograph's size.
+        spec: whose classes and colors.
+        strength: share of the class color in a tinted pixel.
+
+    Raises:
+        ValueError: labels of another size.
+    """
+    image = Image.fromarray(open_image(photo).permute(1, 2, 0).numpy())
+    if image.size != labels.shape[::-1]:
+        raise ValueError(f"the photograph has {image.height}×{image.width} pixels, its labels are {labels.shape}")
+    tinted = Image.blend(image, Image.fromarray(colorize(labels, spec)), strength)
+    plain = np.isin(labels, [label for label, name in enumerate(spec.classes) if name == "background"])
+    tinted.paste(image, mask=Image.fromarray(plain))
+    present, counts = np.unique(labels, return_counts=True)
+    order = [int(label) for label in present[np.argsort(-counts)] if label < spec.num_classes]
+    return _with_legend(tinted, order, spec)
+
+
+def _with_legend(picture: Image.Image, labels: Sequence[int], spec: DatasetSpec) -> Image.Image:
+    row = max(_LEGEND_ROW, picture.width // 30)
+    font = ImageFont.load_default(size=row * 0.6)
+    widths = [round(row * 1.6 + font.getlength(spec.classes[label])) for label in labels]
+    canvas_width = max(picture.width, *widths)
+    places, x, y = [], 0, 0
+    for width in widths:
+        if x and x + width > canvas_width:
+            x, y = 0, y + row
+        places.append((x, y))
+        x += width
+    canvas = Image.new("RGB", (canvas_width, picture.height + y + row), "white")
+    canvas.paste(picture)
+    draw = ImageDraw.Draw(canvas)
+    for label, (left, top) in zip(labels, places, strict=True):
+        top += picture.height
+        box = (left + row * 0.25, top + row * 0.2, left + row * 0.85, top + row * 0.8)
+        draw.rectangle(box, fill=spec.palette[label], outline="black")
+        draw.text((left + row, top + row * 0.5), spec.classes[label], fill="black", font=font, anchor="lm")
+    return canvas
