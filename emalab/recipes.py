@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from emalab.segmenter import ContextName, EMAConfig, SegmenterConfig
 
@@ -250,6 +250,8 @@ def recipe_from_dict(values: dict[str, Any]) -> Recipe:
 
 def _from_dict(cls: type, values: dict[str, Any], where: str) -> Any:
     hints = get_type_hints(cls)
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} must be an object with the fields {', '.join(hints)}; got {values!r}")
     if unknown := sorted(set(values) - set(hints)):
         raise ValueError(f"{where} has no field {unknown[0]!r}; fields are {', '.join(hints)}")
     arguments = {}
@@ -259,7 +261,7 @@ def _from_dict(cls: type, values: dict[str, Any], where: str) -> Any:
             value = _from_dict(hint, value, f"{where}.{key}")
         elif isinstance(value, list):
             value = tuple(value)
-        elif (allowed := get_args(hint)) and isinstance(value, str) and str not in allowed and value not in allowed:
+        elif get_origin(hint) is Literal and value not in (allowed := get_args(hint)):
             raise ValueError(f"{where}.{key} must be one of {', '.join(map(str, allowed))}; got {value!r}")
         arguments[key] = value
     return cls(**arguments)
