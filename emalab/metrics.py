@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +36,12 @@ class SegmentationScores:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, NaN as None."""
-        iou = {name: None if value != value else value for name, value in self.iou.items()}
-        return {**self.__dict__, "iou": iou}
+
+        def number(value: float) -> float | None:
+            return None if math.isnan(value) else value
+
+        iou = {name: number(value) for name, value in self.iou.items()}
+        return {**self.__dict__, "miou": number(self.miou), "iou": iou}
 
     def __str__(self) -> str:
         """One line for people: headline score and pixel accuracy in percent."""
@@ -86,8 +91,11 @@ class SegmentationMetric:
         """Count a batch: predicted labels (b, h, w) or logits (b, classes, h, w), against labels (b, h, w).
 
         Raises:
-            ValueError: sizes that differ, or a label that is neither a class nor the ignored one.
+            ValueError: sizes that differ, a prediction of no class, or a label that is neither a class nor ignored.
         """
+        predicted = prediction.shape[1] if prediction.ndim == 4 else int(prediction.max()) + 1
+        if predicted > self.spec.num_classes:  # it would be counted as some other class
+            raise ValueError(f"{self.spec.name} has {self.spec.num_classes} classes; got predictions of {predicted}")
         labels = prediction.argmax(1) if prediction.ndim == 4 else prediction
         if labels.shape != mask.shape:
             raise ValueError(f"predictions {tuple(labels.shape)} and labels {tuple(mask.shape)} differ in size")
