@@ -73,7 +73,7 @@ def _with_legend(picture: Image.Image, labels: Sequence[int], spec: DatasetSpec)
     row = max(_LEGEND_ROW, picture.width // 30)
     font = ImageFont.load_default(size=row * 0.6)
     widths = [round(row * 1.6 + font.getlength(spec.classes[label])) for label in labels]
-    canvas_width = max(picture.width, *widths)
+    canvas_width = max([picture.width, *widths])
     places, x, y = [], 0, 0
     for width in widths:
         if x and x + width > canvas_width:
