@@ -89,13 +89,15 @@ def evaluate(
         progress: show a bar.
 
     Raises:
-        ValueError: another number of classes, or an empty split.
+        ValueError: another number of classes, a batch size below 1, or an empty split.
     """
     if model.config.num_classes != dataset.spec.num_classes:
         raise ValueError(
             f"the network tells {model.config.num_classes} classes apart, "
             f"{dataset.spec.name} has {dataset.spec.num_classes}"
         )
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     if len(dataset) == 0:
         raise ValueError(f"the split of {dataset.spec.name} has no images")
     device = model.normalize.mean.device
