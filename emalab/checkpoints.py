@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import stat
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -48,10 +49,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)  # as the umask has it; safetensors would leave 0600
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(mode)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -72,6 +75,9 @@ def load_training_state(path: Path) -> tuple[Recipe, dict[str, Any]]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
+    with path.open("rb") as file:
+        if file.read(1) not in (b"P", b"\x80"):  # of a zip archive, as torch writes it, and of a bare pickle
+            raise CheckpointError(f"{path} is damaged or no checkpoint; copy or train it again")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -83,7 +89,7 @@ def load_training_state(path: Path) -> tuple[Recipe, dict[str, Any]]:
         raise CheckpointError(f"{path} is damaged or no checkpoint ({error}); copy or train it again") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} was not written by emalab; expected the format {FORMAT!r}")
-    return recipe_from_dict(json.loads(content.pop("recipe"))), content
+    return _read_recipe(path, content.pop("recipe", "")), content
 
 
 def export_segmenter(
@@ -143,6 +149,8 @@ def load_segmenter(path_or_name: str | Path) -> Segmenter:
         recipe = metadata["recipe"]
     else:
         recipe, content = load_training_state(path)
+        if "model" not in content:
+            raise CheckpointError(f"{path} holds no network, only {', '.join(content) or 'a recipe'}")
         state = content["model"]
     model = build_segmenter(replace(recipe.model, backbone_weights=None))
     try:
@@ -177,5 +185,14 @@ def _read_release(path: Path, tensors: bool = True) -> tuple[dict[str, Any], dic
         raise CheckpointError(f"{path} is damaged or no safetensors file ({error}); download it again") from error
     if texts.pop("format", None) != FORMAT:
         raise CheckpointError(f"{path} says nothing of how its network is built; it was not exported by emalab")
-    metadata = {key: json.loads(value) for key, value in texts.items()}
-    return {**metadata, "recipe": recipe_from_dict(metadata["recipe"])}, state
+    recipe = _read_recipe(path, texts.pop("recipe", ""))
+    return {**{key: json.loads(value) for key, value in texts.items()}, "recipe": recipe}, state
+
+
+def _read_recipe(path: Path, text: str) -> Recipe:
+    try:
+        return recipe_from_dict(json.loads(text))
+    except ValueError as error:
+        raise CheckpointError(
+            f"the recipe in {path} cannot be read ({error}); was it written by another version of emalab?"
+        ) from error
