@@ -1,0 +1,210 @@
+"""Checkpoints: what goes in comes out, nothing half-written is left, nothing is executed."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny import random_images, tiny_recipe, tiny_segmenter
+
+from emalab import checkpoints
+from emalab.checkpoints import (
+    CheckpointError,
+    export_segmenter,
+    load_segmenter,
+    load_training_state,
+    read_metadata,
+    read_recipe,
+    save_training_state,
+    write_atomically,
+)
+from emalab.recipes import recipe_to_dict
+from emalab.segmenter import Segmenter
+
+RECIPE = tiny_recipe(name="mine")
+
+
+@pytest.fixture
+def model() -> Segmenter:
+    return tiny_segmenter()
+
+
+@pytest.fixture
+def state_file(model: Segmenter, tmp_path: Path) -> Path:
+    save_training_state(tmp_path / "last.pt", RECIPE, {"model": model.state_dict(), "iteration": 3})
+    return tmp_path / "last.pt"
+
+
+@pytest.fixture
+def release(model: Segmenter, tmp_path: Path) -> Path:
+    export_segmenter(model, tmp_path / "mine.safetensors", RECIPE, {"scores": {"mIoU": 0.5}, "license": "MIT"})
+    return tmp_path / "mine.safetensors"
+
+
+class TestTrainingState:
+    def test_round_trip(self, model: Segmenter, state_file: Path) -> None:
+        recipe, state = load_training_state(state_file)
+        assert recipe == RECIPE
+        assert state["iteration"] == 3
+        assert state["model"].keys() == model.state_dict().keys()
+        assert all(torch.equal(value, state["model"][key]) for key, value in model.state_dict().items())
+
+    def test_is_a_network_too(self, model: Segmenter, state_file: Path) -> None:
+        images = random_images(1, 3, 32, 32)
+        loaded = load_segmenter(state_file)
+        assert not loaded.training
+        assert torch.equal(loaded(images), model(images))
+        assert read_recipe(state_file) == RECIPE
+
+    def test_nothing_there(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*gone\.pt"):
+            load_training_state(tmp_path / "gone.pt")
+
+
+class TestRelease:
+    def test_round_trip_in_half_precision(self, model: Segmenter, release: Path, state_file: Path) -> None:
+        loaded, images = load_segmenter(release), random_images(1, 3, 32, 32)
+        assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32, torch.int64}
+        for key, value in model.state_dict().items():
+            kept = value.half().float() if value.is_floating_point() else value
+            assert torch.equal(loaded.state_dict()[key], kept), key
+        torch.testing.assert_close(loaded(images), model(images), rtol=0.02, atol=0.02)
+        assert release.stat().st_size < 0.6 * state_file.stat().st_size
+
+    def test_metadata(self, release: Path) -> None:
+        assert read_metadata(release) == {"recipe": RECIPE, "scores": {"mIoU": 0.5}, "license": "MIT"}
+        assert read_recipe(release) == RECIPE
+
+    def test_needs_no_backbone_weights(self, model: Segmenter, tmp_path: Path) -> None:
+        """The file that training started from may be gone."""
+        recipe = replace(RECIPE, model=replace(RECIPE.model, backbone_weights="gone.pt"))
+        export_segmenter(model, tmp_path / "a.safetensors", recipe, {})
+        assert torch.equal(load_segmenter(tmp_path / "a.safetensors").context.bases, model.context.bases.half().float())
+
+    def test_is_a_safetensors_file(self, model: Segmenter, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=r"a released network is a \.safetensors file; got .*mine\.pt"):
+            export_segmenter(model, tmp_path / "mine.pt", RECIPE, {})
+
+    def test_shipped_by_name(self, release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(checkpoints, "shipped_weights", lambda: {"mine": release})
+        assert read_recipe("mine") == RECIPE
+        with pytest.raises(FileNotFoundError, match="no checkpoint at yours; shipped ones are mine"):
+            Segmenter.from_pretrained("yours")
+
+
+class Evil:
+    """Unpickled without care, it would leave a file behind."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.trace,)
+
+
+class TestBadFiles:
+    @pytest.mark.parametrize("bare", [True, False], ids=["pickle", "torch.save"])
+    def test_code_is_refused_and_not_run(self, bare: bool, tmp_path: Path) -> None:
+        path, trace = tmp_path / "evil.pt", tmp_path / "trace"
+        content = {"format": checkpoints.FORMAT, "model": Evil(trace)}
+        path.write_bytes(pickle.dumps(content, protocol=2)) if bare else torch.save(content, path)
+        with pytest.raises(CheckpointError, match=r"evil\.pt .*could run code.* refused"):
+            load_segmenter(path)
+        assert not trace.exists()
+        torch.load(path, weights_only=False) if not bare else pickle.loads(path.read_bytes())
+        assert trace.exists()  # the bait was real
+
+    @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+    @pytest.mark.parametrize("kind", ["state_file", "release"])
+    def test_truncated(self, kind: str, share: float, request: pytest.FixtureRequest) -> None:
+        path: Path = request.getfixturevalue(kind)
+        content = path.read_bytes()
+        path.write_bytes(content[: int(share * len(content))])
+        with pytest.raises(CheckpointError, match=f"{path.name} is damaged or no"):
+            load_segmenter(path)
+
+    def test_something_else(self, tmp_path: Path) -> None:
+        for name in ("photo.pt", "photo.safetensors"):
+            (tmp_path / name).write_bytes(b"\xff\xd8\xff\xe0 this is a JPEG" * 50)
+            with pytest.raises(CheckpointError, match=f"{name} is damaged or no"):
+                load_segmenter(tmp_path / name)
+
+    @pytest.mark.parametrize("kind", ["pt", "safetensors"])
+    def test_another_architecture(self, kind: str, tmp_path: Path) -> None:
+        """A recipe beside weights that are not its own."""
+        other, path = tiny_segmenter(context="non_local"), tmp_path / f"other.{kind}"
+        if kind == "pt":
+            save_training_state(path, RECIPE, {"model": other.state_dict()})
+        else:
+            export_segmenter(other, path, RECIPE, {})
+        with pytest.raises(
+            CheckpointError, match=rf"weights in .*other\.{kind} do not fit the network of their recipe"
+        ):
+            load_segmenter(path)
+
+    def test_of_another_library(self, tmp_path: Path) -> None:
+        save_file({"a": torch.zeros(2)}, tmp_path / "foreign.safetensors")
+        torch.save({"a": torch.zeros(2)}, tmp_path / "foreign.pt")
+        with pytest.raises(CheckpointError, match=r"foreign\.safetensors says nothing of how its network is built"):
+            load_segmenter(tmp_path / "foreign.safetensors")
+        with pytest.raises(CheckpointError, match=r"foreign\.pt was not written by emalab"):
+            load_segmenter(tmp_path / "foreign.pt")
+
+    @pytest.mark.parametrize("kind", ["pt", "safetensors"])
+    @pytest.mark.parametrize("recipe", ["", "no JSON", json.dumps({**recipe_to_dict(RECIPE), "from_the_future": 1})])
+    def test_unreadable_recipe(self, kind: str, recipe: str, tmp_path: Path) -> None:
+        path, header = tmp_path / f"odd.{kind}", {"format": checkpoints.FORMAT, "recipe": recipe}
+        torch.save(header, path) if kind == "pt" else save_file({"a": torch.zeros(2)}, path, header)
+        with pytest.raises(CheckpointError, match=rf"the recipe in .*odd\.{kind} cannot be read"):
+            load_segmenter(path)
+
+    def test_without_a_network(self, tmp_path: Path) -> None:
+        save_training_state(tmp_path / "empty.pt", RECIPE, {})
+        with pytest.raises(CheckpointError, match=r"empty\.pt holds no network"):
+            load_segmenter(tmp_path / "empty.pt")
+
+
+class TestAtomicWriting:
+    def test_a_failure_leaves_the_old_file_and_no_other(self, tmp_path: Path) -> None:
+        path = tmp_path / "file"
+        path.write_text("old")
+
+        def fail(temporary: Path) -> None:
+            temporary.write_text("half")
+            raise OSError(28, "No space left on device")
+
+        with pytest.raises(OSError, match="No space left"):
+            write_atomically(path, fail)
+        assert path.read_text() == "old"
+        assert os.listdir(tmp_path) == ["file"]  # noqa: PTH208
+
+    def test_readers_never_see_a_part(self, tmp_path: Path) -> None:
+        path = tmp_path / "new" / "file"
+
+        def write(temporary: Path) -> None:
+            temporary.write_text("part")
+            assert not path.exists()
+            temporary.write_text("whole")
+
+        write_atomically(path, write)
+        assert path.read_text() == "whole"
+
+    @pytest.fixture(params=[0o022, 0o027, 0o077], ids=oct)
+    def umask(self, request: pytest.FixtureRequest) -> Iterator[int]:
+        before = os.umask(request.param)
+        yield request.param
+        os.umask(before)
+
+    def test_permissions_are_the_users_choice(self, model: Segmenter, umask: int, tmp_path: Path) -> None:
+        save_training_state(tmp_path / "a.pt", RECIPE, {})
+        export_segmenter(model, tmp_path / "a.safetensors", RECIPE, {})
+        for path in tmp_path.iterdir():
+            assert path.stat().st_mode & 0o777 == 0o666 & ~umask
