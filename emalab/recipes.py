@@ -194,6 +194,17 @@ def _lite2(dataset: Literal["camvid", "voc-animals"], context: ContextName, summ
     )
 
 
+def _lite2_cpu() -> Recipe:
+    base = _lite2("voc-animals", "ema", "EMANet on the animals of PASCAL VOC without a GPU: an hour on one core")
+    return replace(
+        base,
+        name="voc-animals-lite2-cpu",
+        data=replace(base.data, crop_size=(256, 256), scale_range=(0.5, 1.5)),
+        optim=replace(base.optim, lr=7e-4, iterations=1_400, batch_size=8),
+        execution="eager",
+    )
+
+
 def _recipes() -> dict[str, Recipe]:
     heads: tuple[tuple[ContextName, str], ...] = (
         ("none", "plain FCN head"),
@@ -213,6 +224,7 @@ def _recipes() -> dict[str, Recipe]:
     recipes.append(
         replace(_shapes("shapes-pooled", "ema", "the smallest run: EMANet on generated scenes"), name="shapes-tiny")
     )
+    recipes.append(_lite2_cpu())
     return {recipe.name: recipe for recipe in recipes}
 
 
