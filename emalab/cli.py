@@ -15,7 +15,7 @@ import torch
 import tyro
 from tyro.conf import Positional, arg
 
-from emalab.checkpoints import load_segmenter, read_recipe
+from emalab.checkpoints import export_segmenter, load_segmenter, read_recipe
 from emalab.data import dataset_names, get_spec, load_dataset
 from emalab.data.check import check_dataset
 from emalab.evaluation import evaluate
@@ -56,6 +56,8 @@ def _train(arguments: Sequence[str]) -> None:
     parsed = tyro.cli(Arguments, prog=f"emalab train {recipe.name}", description=recipe.summary, args=arguments[1:])
     out = parsed.out or Path("runs") / f"{recipe.name}-seed{parsed.recipe.seed}"
     result = train(parsed.recipe, out, parsed.run)
+    if os.environ.get("RANK", "0") != "0":
+        return  # the other processes of torchrun have the same to say
     for protocol, scores in result.scores.items():
         print(f"{protocol}: {scores}")
     print(f"checkpoints, log and record are in {out}")
@@ -139,6 +141,21 @@ def _predict(
         raise SystemExit(1)
 
 
+def _export(run: Positional[Path], out: Positional[Path], data: str = "") -> None:
+    """Release a finished run as one .safetensors file: half precision, with its recipe, scores and origin.
+
+    Args:
+        run: the folder of a finished run.
+        out: the file to write, ending in .safetensors.
+        data: what the network was trained on, and under which terms, for those who download it.
+    """
+    record = json.loads((run / "record.json").read_text(encoding="utf-8"))
+    told = ("scores", "seed", "commit", "device", "versions", "date", "seconds")
+    metadata = {**{key: record[key] for key in told}, "data": data}
+    export_segmenter(load_segmenter(run / "last.pt"), out, read_recipe(run / "last.pt"), metadata)
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+
+
 def _data_check(name: Positional[str], data_root: Path | None = None) -> None:
     """Decode every file of a data set; report what is missing, unreadable, mismatched in size or wrongly labeled.
 
@@ -187,6 +204,7 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "train": (_train, "train a recipe, on one device or under torchrun"),
     "evaluate": (_parsed(_evaluate, "evaluate"), "score a checkpoint, class by class"),
     "predict": (_parsed(_predict, "predict"), "label the pixels of photographs"),
+    "export": (_parsed(_export, "export"), "release a finished run as one small file"),
     "data check": (_parsed(_data_check, "data check"), "find what is wrong with a data set on the disk"),
     "recipes": (_parsed(_recipes, "recipes"), "list the recipes"),
 }
