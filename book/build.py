@@ -20,9 +20,15 @@ def fingerprint() -> str:
     """
     digest = hashlib.sha256()
     for folder in (ROOT / "emalab", ROOT / "book" / "results"):
-        for path in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
-            digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
-    for package in sorted(f"{package.name}=={package.version}" for package in distributions()):
+        for path in sorted(
+            p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts
+        ):
+            digest.update(
+                str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes()
+            )
+    for package in sorted(
+        f"{package.name}=={package.version}" for package in distributions()
+    ):
         digest.update(package.encode())
     for variable in sorted(name for name in os.environ if name.startswith("EMALAB_")):
         digest.update(f"{variable}={os.environ[variable]}".encode())
@@ -39,14 +45,20 @@ def main() -> int:
     stamp.write_text(current)
 
     # --all parses every page again: in an incremental build an unchanged page keeps its warnings to itself.
-    jupyter_book = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
+    jupyter_book = [
+        sys.executable,
+        "-c",
+        "from jupyter_book.cli.main import main; main()",
+    ]
     arguments = ["build", str(ROOT), "--all", "-W", "--keep-going"]
     status = subprocess.run(jupyter_book + arguments, cwd=ROOT).returncode
     index = BUILD / "html" / "index.html"
     if status == 0 and not index.exists():
         status = 1
     print(
-        f"\nThe book: {index}" if status == 0 else "\nThe book did not build: see the first warning or traceback above."
+        f"\nThe book: {index}"
+        if status == 0
+        else "\nThe book did not build: see the first warning or traceback above."
     )
     return status
 

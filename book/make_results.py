@@ -46,19 +46,26 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Make the runs that are missing, and say what remains."""
     index, shards = arguments.shard
-    plan = [(seed, name) for seed in arguments.seeds for name in arguments.recipes][index::shards]
+    plan = [(seed, name) for seed in arguments.seeds for name in arguments.recipes][
+        index::shards
+    ]
     started, longest = time.monotonic(), 0.0
     for seed, name in plan:
         record = arguments.out / f"{name}-seed{seed}.json"
         if record.exists():
             continue
         begun = time.monotonic()
-        if arguments.stop_after is not None and begun - started + longest > arguments.stop_after:
+        if (
+            arguments.stop_after is not None
+            and begun - started + longest > arguments.stop_after
+        ):
             print(f"{name} seed {seed}: no time left", flush=True)
             continue
         try:
             make_run(name, seed, record, arguments)
-        except TrainingDivergedError as error:  # a result too, but not one to stop the others
+        except (
+            TrainingDivergedError
+        ) as error:  # a result too, but not one to stop the others
             print(f"{name} seed {seed}: {error}", flush=True)
         longest = max(longest, time.monotonic() - begun)
 
@@ -68,7 +75,9 @@ def make_run(name: str, seed: int, record: Path, arguments: Arguments) -> None:
     folder = arguments.runs / f"{name}-seed{seed}"
     result = train(replace(get_recipe(name), seed=seed), folder, arguments.run)
     write_record(record, {**result.record, "log": read_log(folder)})
-    scores = "; ".join(f"{protocol}: {scores}" for protocol, scores in result.scores.items())
+    scores = "; ".join(
+        f"{protocol}: {scores}" for protocol, scores in result.scores.items()
+    )
     print(f"{name} seed {seed}: {scores}", flush=True)
 
 
