@@ -76,8 +76,9 @@ def load_training_state(path: Path) -> tuple[Recipe, dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     with path.open("rb") as file:
-        if file.read(1) not in (b"P", b"\x80"):  # of a zip archive, as torch writes it, and of a bare pickle
-            raise CheckpointError(f"{path} is damaged or no checkpoint; copy or train it again")
+        bare_pickle = file.read(1) == b"\x80"
+    if not (bare_pickle or zipfile.is_zipfile(path)):  # torch writes zip archives
+        raise CheckpointError(f"{path} is damaged or no checkpoint; copy or train it again")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
