@@ -79,6 +79,12 @@ class RunOptions:
     commit: str | None = None
     """Commit to record with the result; by default that of the running source."""
 
+    def __post_init__(self) -> None:
+        """Refuse intervals of nothing."""
+        for name in ("checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1 iteration")
+
 
 def train(
     recipe: Recipe,
@@ -146,8 +152,9 @@ class Trainer:
             precision=recipe.precision,
         )
         self.fabric.launch()
-        self.train_data = train_data or load_dataset(recipe.data.name, recipe.data.train_split, options.data_root)
-        self.eval_data = eval_data or load_dataset(recipe.data.name, recipe.data.eval_split, options.data_root)
+        name, root = recipe.data.name, options.data_root
+        self.train_data = load_dataset(name, recipe.data.train_split, root) if train_data is None else train_data
+        self.eval_data = load_dataset(name, recipe.data.eval_split, root) if eval_data is None else eval_data
         self._check()
         self.iteration, self.best = 0, -math.inf
         self.model = self._build_model()
@@ -173,7 +180,8 @@ class Trainer:
             for images, masks in self._loader():
                 window.add(self.step(images, masks))
                 bar.update()
-                if self.iteration % self.options.log_every == 0 or self.iteration == total:
+                saves = self.iteration % self.options.checkpoint_every == 0 or self.iteration == total
+                if saves or self.iteration % self.options.log_every == 0:  # no diverged network is ever saved
                     loss, speed = window.close()
                     lr = poly_lr(self.iteration - 1, self.recipe.optim)
                     self._stop_if_diverged(loss, lr)
@@ -184,7 +192,7 @@ class Trainer:
                     log.write(self.iteration, miou=scores.miou, pixel_accuracy=scores.pixel_accuracy)
                     self._keep_if_best(scores)
                     window.restart()
-                if self.iteration % self.options.checkpoint_every == 0 or self.iteration == total:
+                if saves:
                     self.save(self.last)
                     window.restart()
             trained = time.perf_counter()
@@ -258,18 +266,27 @@ class Trainer:
     def save(self, path: Path) -> None:
         """Write a checkpoint from which the run can resume."""
         if self.fabric.is_global_zero:
-            state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-            save_training_state(path, self.recipe, {**state, "iteration": self.iteration, "best": self.best})
+            state = {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.fabric.strategy.precision.state_dict(),  # of float16's gradients; else empty
+                "iteration": self.iteration,
+                "best": self.best,
+            }
+            save_training_state(path, self.recipe, state)
         self.fabric.barrier()
 
     def _check(self) -> None:
         """What can be known to fail later fails now."""
-        recipe, spec, ranks = self.recipe, self.train_data.spec, self.fabric.world_size
-        if recipe.model.num_classes != spec.num_classes:
-            raise ValueError(
-                f"the network of {recipe.name} tells {recipe.model.num_classes} classes apart, {spec.name} has "
-                f"{spec.num_classes}; set model.num_classes"
-            )
+        recipe, ranks = self.recipe, self.fabric.world_size
+        for data in (self.train_data, self.eval_data):
+            if recipe.model.num_classes != data.spec.num_classes:
+                raise ValueError(
+                    f"the network of {recipe.name} tells {recipe.model.num_classes} classes apart, {data.spec.name} "
+                    f"has {data.spec.num_classes}; set model.num_classes"
+                )
+            if len(data) == 0:
+                raise ValueError(f"a split of {data.spec.name} has no images; {recipe.name} needs some")
         if recipe.optim.batch_size % ranks:
             raise ValueError(
                 f"optim.batch_size {recipe.optim.batch_size} cannot be shared equally by {ranks} processes"
@@ -314,6 +331,8 @@ class Trainer:
             )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if scaler := state.get("scaler"):
+            self.fabric.strategy.precision.load_state_dict(scaler)
         self.iteration, self.best = state["iteration"], state["best"]
 
     def _loader(self) -> Any:
@@ -368,9 +387,10 @@ class Trainer:
 
     def _stop_if_diverged(self, loss: float, lr: float) -> None:
         if not math.isfinite(loss):
+            kept = f"; {self.last} holds the last checkpoint before" if self.last.exists() else ""
             raise TrainingDivergedError(
                 f"the loss became {loss} by iteration {self.iteration}, at learning rate {lr:.2e}; "
-                f"lower optim.lr or set optim.clip_norm, and start again (kept: {self.last})"
+                f"lower optim.lr or set optim.clip_norm, and start again in another folder{kept}"
             )
 
     def _progress_bar(self) -> tqdm[Any]:
