@@ -45,9 +45,9 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 def overlay(
     photo: Path | str | Image.Image, labels: NDArray[np.uint8], spec: DatasetSpec, *, strength: float = 0.55
 ) -> Image.Image:
-    """The photograph tinted with the colors of its labels, above a legend of the classes in it.
+    """The photograph tinted with the colors of its labels and white lines between them, above a legend.
 
-    A class called "background" is not tinted.
+    A class called "background" is not tinted. The legend names the classes in the picture, the largest first.
 
     Args:
         photo: a file or an image that PIL has opened.
@@ -64,9 +64,19 @@ def overlay(
     tinted = Image.blend(image, Image.fromarray(colorize(labels, spec)), strength)
     plain = np.isin(labels, [label for label, name in enumerate(spec.classes) if name == "background"])
     tinted.paste(image, mask=Image.fromarray(plain))
+    tinted.paste("white", mask=_borders(labels))
     present, counts = np.unique(labels, return_counts=True)
     order = [int(label) for label in present[np.argsort(-counts)] if label < spec.num_classes]
     return _with_legend(tinted, order, spec)
+
+
+def _borders(labels: NDArray[np.uint8]) -> Image.Image:
+    """Where labels change, as a mask of lines about 1/400 of the picture's width across."""
+    width = max(labels.shape[1] // 400, 1)
+    borders = np.zeros(labels.shape, bool)
+    borders[:, width:] |= labels[:, width:] != labels[:, :-width]
+    borders[width:] |= labels[width:] != labels[:-width]
+    return Image.fromarray(borders)
 
 
 def _with_legend(picture: Image.Image, labels: Sequence[int], spec: DatasetSpec) -> Image.Image:

@@ -12,6 +12,8 @@ from types import ModuleType
 import nbformat
 import pytest
 import yaml
+from PIL import Image
+from skimage import data
 
 import emalab
 
@@ -83,7 +85,9 @@ def test_readme_links_exist():
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL))
-def test_readme_python_runs(code: str):
+def test_readme_python_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    Image.fromarray(data.chelsea()).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
 
 

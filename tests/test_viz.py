@@ -53,7 +53,8 @@ class TestOverlay:
 
     def test_tints_all_but_the_background(self) -> None:
         picture = np.asarray(overlay(self.grey, self.labels(CAT, 0), VOC, strength=0.5))
-        assert (picture[:100, 200:] == 100).all()
+        assert (picture[:100, 201:] == 100).all()
+        assert (picture[:100, 200] == 255).all()  # a line where labels change
         expected = (100 + np.array(VOC.palette[CAT])) / 2
         assert np.abs(picture[:100, :200] - expected).max() <= 1
 

@@ -216,7 +216,7 @@ class FarScenes:
 
 
 class ShapesDataset(LabeledImages):
-    """Scenes drawn as they are asked for, in about half a millisecond each.
+    """Scenes drawn as they are asked for, in about a millisecond each.
 
     A sample is a pure function of (``scenes``, ``seed``, ``split``, index): the same in every process, and there is no
     state to run down. A longer split starts with the samples of a shorter one.
