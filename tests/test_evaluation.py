@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from tiny import random_images, scenes, tiny_segmenter
 from torchvision import tv_tensors
 
 from emalab.data import LabeledImages, Sample
 from emalab.data.shapes import POOLED
-from emalab.evaluation import evaluate, predict_probabilities
+from emalab.evaluation import _batches_of_one_size, evaluate, predict_probabilities
 from emalab.metrics import SegmentationMetric
 from emalab.segmenter import Segmenter
 
@@ -92,6 +93,18 @@ class TestEvaluate:
 
     def test_workers_do_not_change_the_scores(self, model: Segmenter) -> None:
         assert evaluate(model, scenes(), num_workers=2) == evaluate(model, scenes())
+
+    def test_ranks_share_the_images(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Seven images, three ranks: nobody repeats one to fill up."""
+        monkeypatch.setattr(dist, "is_initialized", lambda: True)
+        monkeypatch.setattr(dist, "get_world_size", lambda: 3)
+        shares = []
+        for rank in range(3):
+            monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
+            shares.append([image for images, _ in _batches_of_one_size(Sizes(), 2, 0, False) for image in images])
+        assert [len(share) for share in shares] == [3, 2, 2]
+        seen = [image.numpy().tobytes() for share in shares for image in share]
+        assert sorted(seen) == sorted(Sizes()[index].image.numpy().tobytes() for index in range(7))
 
     @pytest.mark.parametrize("training", [False, True])
     def test_leaves_the_network_as_it_was(self, training: bool) -> None:

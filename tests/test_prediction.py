@@ -107,14 +107,14 @@ class TestFormats:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resets and reads the peak of memory by Linux's /proc")
 def test_memory_is_bounded_by_the_photograph(tmp_path: Path) -> None:
-    """24 megapixels and 21 classes: probabilities at full size alone would take 2 GB."""
+    """24 megapixels and 9 classes: probabilities at full size alone would take 860 MB."""
     photo(4000, 6000).save(tmp_path / "large.jpg")
-    model = tiny_segmenter(num_classes=21)
+    model = tiny_segmenter(num_classes=9)
     predict(model, photo())
     Path("/proc/self/clear_refs").write_text("5")
     before = peak_memory()
     assert predict(model, tmp_path / "large.jpg").shape == (4000, 6000)
-    assert peak_memory() - before < 400
+    assert peak_memory() - before < 400  # MB; the photograph alone is 72, and decoding holds it twice
 
 
 def peak_memory() -> float:

@@ -1,0 +1,245 @@
+"""The command line as its users meet it: help, exit codes, and one clear message for each mistake."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import tiny_recipe, tiny_segmenter
+
+from emalab import cli
+from emalab.checkpoints import export_segmenter, load_training_state
+from emalab.cli import main
+
+sys.path.insert(0, str(Path(__file__).parent / "data"))
+from tiny_data import make_camvid, random_labels, save_image, save_mask
+
+Capture = pytest.CaptureFixture[str]
+
+
+def fails(*arguments: str | Path, code: int = 1) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    assert stopped.value.code == code
+
+
+def message(capsys: Capture) -> str:
+    """The one line that a failed command says."""
+    error = capsys.readouterr().err
+    assert error.startswith("emalab: error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.fixture(autouse=True)
+def _no_data_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EMALAB_DATA", raising=False)
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    export_segmenter(tiny_segmenter(), tmp_path / "net.safetensors", tiny_recipe(), {})
+    return tmp_path / "net.safetensors"
+
+
+@pytest.fixture
+def camvid(tmp_path: Path) -> Path:
+    return make_camvid(tmp_path / "data", per_split=2)
+
+
+class TestHelp:
+    def test_lists_the_commands(self, capsys: Capture) -> None:
+        fails("--help", code=0)
+        text = capsys.readouterr().out
+        for command in ("train", "evaluate", "predict", "data check", "recipes"):
+            assert f"\n  {command} " in text
+
+    @pytest.mark.parametrize("command", ["evaluate", "predict", "data check", "recipes"])
+    def test_of_a_command(self, command: str, capsys: Capture) -> None:
+        fails(*command.split(), "--help", code=0)
+        assert f"usage: emalab {command}" in capsys.readouterr().out
+
+    def test_of_training_lists_recipes(self, capsys: Capture) -> None:
+        fails("train", "--help", code=0)
+        assert "shapes-tiny" in capsys.readouterr().out
+
+    def test_of_a_recipe_shows_every_field_with_its_value(self, capsys: Capture) -> None:
+        fails("train", "camvid-lite2", "--help", code=0)
+        text = capsys.readouterr().out
+        for flag in ("--out", "--resume", "--seed", "--data.crop-size", "--optim.lr", "--model.ema.num-bases"):
+            assert flag in text
+        assert "352 480" in text
+
+    def test_recipes(self, capsys: Capture) -> None:
+        main(["recipes"])
+        assert "shapes-tiny" in capsys.readouterr().out
+
+    def test_version(self, capsys: Capture) -> None:
+        main(["--version"])
+        assert capsys.readouterr().out[0].isdigit()
+
+
+class TestWrongCommand:
+    def test_none(self, capsys: Capture) -> None:
+        fails(code=2)
+        assert "usage: emalab COMMAND" in capsys.readouterr().out
+
+    def test_unknown(self, capsys: Capture) -> None:
+        fails("trian", "shapes-tiny", code=2)
+        assert "emalab: error: no command 'trian shapes-tiny'\n\nusage" in capsys.readouterr().err
+
+    def test_no_recipe(self, capsys: Capture) -> None:
+        fails("train", code=2)
+        assert "usage: emalab train RECIPE" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        "arguments", [["--optim.rate", "1"], ["--optim.lr", "fast"], ["--precision", "8"]], ids=str
+    )
+    def test_flag(self, arguments: list[str], capsys: Capture) -> None:
+        fails("train", "shapes-tiny", *arguments, code=2)
+        assert arguments[0] in capsys.readouterr().err
+
+
+class TestTrain:
+    def test_flags_reach_the_run(self, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        flags = "--optim.iterations 2 --optim.batch-size 2 --model.ema.num-bases 3 --seed 5 --accelerator cpu"
+        main(["train", "shapes-tiny", *flags.split(), "--no-progress"])
+        recipe, state = load_training_state(tmp_path / "runs" / "shapes-tiny-seed5" / "last.pt")
+        assert (recipe.optim.iterations, recipe.model.ema.num_bases, recipe.seed) == (2, 3, 5)
+        assert state["model"]["context.bases"].shape == (3, 32)
+        assert "single scale: mIoU" in capsys.readouterr().out
+
+    def test_unknown_recipe(self, capsys: Capture) -> None:
+        fails("train", "shape-tiny")
+        assert "no recipe 'shape-tiny'; did you mean shapes-tiny" in message(capsys)
+
+    def test_missing_data_root(self, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+        fails("train", "camvid-lite2", "--out", tmp_path / "run")
+        assert "Set --data-root (or EMALAB_DATA) to the folder that contains camvid/" in message(capsys)
+        monkeypatch.setenv("EMALAB_DATA", str(tmp_path / "nowhere"))
+        fails("train", "camvid-lite2", "--out", tmp_path / "run")
+        assert "nowhere is not a folder" in message(capsys)
+        assert not (tmp_path / "run").exists()
+
+    def test_interval_of_nothing(self, capsys: Capture) -> None:
+        with pytest.raises(SystemExit):
+            main(["train", "shapes-tiny", "--log-every", "0"])
+        assert "log_every is 0; it must be at least 1" in " ".join(capsys.readouterr().err.replace("│", "").split())
+
+
+class TestEvaluate:
+    def test_prints_and_writes_scores(self, release: Path, tmp_path: Path, capsys: Capture) -> None:
+        main(
+            ["evaluate", str(release), "--batch-size", "50", "--device", "cpu", "--out", str(tmp_path / "scores.json")]
+        )
+        text = capsys.readouterr().out
+        scores = json.loads((tmp_path / "scores.json").read_text())
+        assert scores["images"] == 200
+        assert f"mIoU {100 * scores['miou']:.2f}" in text
+        assert all(name in text for name in scores["iou"])
+
+    def test_data_with_other_classes(self, release: Path, camvid: Path, capsys: Capture) -> None:
+        fails("evaluate", release, "--data", "camvid", "--split", "test", "--data-root", camvid)
+        assert "the network tells 5 classes apart, camvid has 11" in message(capsys)
+
+    def test_unknown_split(self, release: Path, capsys: Capture) -> None:
+        fails("evaluate", release, "--split", "vall")
+        assert "shapes-pooled has no split 'vall'; did you mean 'val'?" in message(capsys)
+
+    def test_no_such_checkpoint(self, capsys: Capture) -> None:
+        fails("evaluate", "gone.pt")
+        assert "no checkpoint at gone.pt; shipped ones are" in message(capsys)
+
+    def test_pickle(self, tmp_path: Path, capsys: Capture) -> None:
+        (tmp_path / "evil.pt").write_bytes(pickle.dumps(print, protocol=2))
+        fails("evaluate", tmp_path / "evil.pt")
+        assert "evil.pt holds more than tensors and plain values" in message(capsys)
+
+    def test_checkpoint_of_another_architecture(self, tmp_path: Path, capsys: Capture) -> None:
+        path, recipe = tmp_path / "other.safetensors", tiny_recipe()
+        other = replace(recipe, model=replace(recipe.model, channels=64))
+        export_segmenter(tiny_segmenter(), path, other, {})
+        fails("evaluate", path)
+        error = capsys.readouterr().err
+        assert f"emalab: error: the weights in {path} do not fit the network of their recipe" in error
+
+
+class TestPredict:
+    def test_writes_labels_and_overlay(self, release: Path, tmp_path: Path, capsys: Capture) -> None:
+        photo = save_image(tmp_path / "in" / "scene.png", (40, 50))
+        main(["predict", str(photo), "--checkpoint", str(release), "--out", str(tmp_path / "out"), "--device", "cpu"])
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {"scene.mask.png", "scene.overlay.png"}
+        with Image.open(tmp_path / "out" / "scene.mask.png") as labels:
+            assert (labels.mode, labels.size) == ("P", (50, 40))
+            assert np.asarray(labels).max() < 5
+        assert "scene.mask.png" in capsys.readouterr().out
+
+    def test_goes_on_after_a_bad_photograph(self, release: Path, tmp_path: Path, capsys: Capture) -> None:
+        good = [save_image(tmp_path / f"{name}.jpg", (40, 50)) for name in ("first", "last")]
+        (tmp_path / "half.jpg").write_bytes(good[0].read_bytes()[:400])
+        paths = [good[0], tmp_path / "half.jpg", tmp_path / "gone.jpg", good[1]]
+        fails("predict", *paths, "--checkpoint", release, "--out", tmp_path / "out")
+        done = {path.name for path in (tmp_path / "out").iterdir()}
+        assert done == {f"{name}.{kind}.png" for name in ("first", "last") for kind in ("mask", "overlay")}
+        errors = capsys.readouterr().err.splitlines()
+        assert len(errors) == 2
+        assert "half.jpg: cannot be read" in errors[0]
+        assert "gone.jpg: no such file" in errors[1]
+
+    def test_photographs_of_one_name(self, release: Path, tmp_path: Path, capsys: Capture) -> None:
+        paths = [save_image(tmp_path / name) for name in ("a/cat.png", "b/cat.png")]
+        fails("predict", *paths, "--checkpoint", release)
+        assert "several photographs are called 'cat'" in message(capsys)
+
+    def test_no_photograph(self, release: Path, capsys: Capture) -> None:
+        fails("predict", "--checkpoint", release)
+        assert "needs at least one photograph" in message(capsys)
+
+
+class TestDataCheck:
+    def test_in_order(self, camvid: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("EMALAB_DATA", str(camvid))
+        main(["data", "check", "camvid"])
+        assert "everything is in order" in capsys.readouterr().out
+
+    def test_names_every_problem(self, camvid: Path, capsys: Capture) -> None:
+        truncated = camvid / "camvid/images/train_0.jpg"
+        truncated.write_bytes(truncated.read_bytes()[:500])
+        save_mask(camvid / "camvid/labels/val_0.png", random_labels([0, 1], (10, 12)))
+        save_mask(camvid / "camvid/labels/test_0.png", random_labels([0, 77]))
+        (camvid / "camvid/labels/test_1.png").unlink()
+        fails("data", "check", "camvid", "--data-root", camvid)
+        text = capsys.readouterr().out
+        assert "train_0.jpg: cannot be read" in text
+        assert "val_0.png: labels are 12×10 but the image" in text
+        assert "test_0.png: label values outside the label set: 77" in text
+        assert "test_1.png: no such file" in text
+        assert "problems: 4" in text
+
+    def test_twice_listed_name(self, camvid: Path, capsys: Capture) -> None:
+        (camvid / "camvid/lists/val.txt").write_text("val_0\nval_0\n")
+        fails("data", "check", "camvid", "--data-root", camvid)
+        assert "lists val_0 2 times" in capsys.readouterr().out
+
+    def test_unknown_data_set(self, capsys: Capture) -> None:
+        fails("data", "check", "camvit")
+        assert "there is no data set 'camvit'; did you mean 'camvid'?" in message(capsys)
+
+
+def test_a_reader_that_leaves_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """``emalab recipes | head -1``"""
+
+    def closed(_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setitem(cli._COMMANDS, "recipes", (closed, ""))
+    with (tmp_path / "out").open("w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        main(["recipes"])

@@ -1,0 +1,341 @@
+"""The trainer: a step by hand, runs that are killed and resumed, ranks that share a batch, what stays on the disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+from tiny import CPU, scenes, short_train, tiny_recipe
+from torch import Tensor, nn
+
+from emalab import checkpoints
+from emalab.checkpoints import CheckpointError, load_segmenter, load_training_state
+from emalab.cli import main
+from emalab.optim import cross_entropy, poly_lr
+from emalab.recipes import Recipe, recipe_from_dict
+from emalab.results import load_records
+from emalab.runlog import RunLog, read_log
+from emalab.trainer import Trainer, TrainingDivergedError, TrainResult, train
+
+
+def final_state(folder: Path) -> dict[str, Tensor]:
+    """Everything in last.pt that decides how training goes on: weights, bases, statistics, optimizer."""
+    _, state = load_training_state(folder / "last.pt")
+    moments = {
+        f"optimizer.{index}.{name}": torch.as_tensor(value)
+        for index, entry in state["optimizer"]["state"].items()
+        for name, value in entry.items()
+    }
+    return {**state["model"], **moments, "iteration": torch.tensor(state["iteration"])}
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Bit for bit."""
+    first, second = final_state(one), final_state(other)
+    assert first.keys() == second.keys()
+    assert [key for key in first if not torch.equal(first[key], second[key])] == []
+
+
+def losses(folder: Path) -> dict[float, float]:
+    return {line["iteration"]: line["loss"] for line in read_log(folder) if "loss" in line}
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainResult]:
+    """An uninterrupted run of the tiny recipe."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, short_train(tiny_recipe(), folder)
+
+
+class TestStep:
+    """One step against plain PyTorch."""
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        samples = [scenes(4, size=32)[index] for index in range(4)]
+        return torch.stack([s.image for s in samples]), torch.stack([s.mask for s in samples])
+
+    def stepped(self, recipe: Recipe, out: Path) -> tuple[Trainer, nn.Module, Tensor]:
+        """The trainer after a step, the network before it, and the loss."""
+        trainer, before = Trainer(recipe, out, CPU), Trainer(recipe, out, CPU).model
+        trainer.model.train()
+        return trainer, before.train(), trainer.step(*self.batch())
+
+    @pytest.mark.parametrize("average", ["valid", "all"])
+    def test_is_gradient_descent_on_the_mean_loss(self, average: str, tmp_path: Path) -> None:
+        optim = {"optimizer": "sgd", "lr": 0.1, "warmup": 0, "weight_decay": 0.01, "head_lr_factor": 2.0}
+        trainer, by_hand, loss = self.stepped(tiny_recipe(optim={**optim, "loss_average": average}), tmp_path)
+        images, masks = self.batch()
+        total, labeled = cross_entropy(by_hand(images), masks)
+        assert labeled < masks.numel()
+        expected = total / (labeled if average == "valid" else masks.numel())
+        torch.testing.assert_close(loss, expected.detach())
+        expected.backward()
+        for (name, ours), theirs in zip(trainer.model.named_parameters(), by_hand.parameters(), strict=True):
+            if theirs.grad is None:
+                assert torch.equal(ours, theirs), name
+                continue
+            decay = 0.01 * theirs if theirs.ndim == 4 else 0
+            lr = 0.1 if name.startswith("backbone") else 0.2
+            torch.testing.assert_close(ours, theirs - lr * (theirs.grad + decay), msg=name)
+        for key in ("context.bases", "reduction.1.running_mean"):
+            torch.testing.assert_close(trainer.model.get_buffer(key), by_hand.get_buffer(key))
+
+    def test_clips_the_whole_gradient(self, tmp_path: Path) -> None:
+        optim = {"optimizer": "sgd", "lr": 1.0, "warmup": 0, "weight_decay": 0.0, "clip_norm": 1e-3}
+        trainer, before, _ = self.stepped(tiny_recipe(optim=optim), tmp_path)
+        moved = [a - b for a, b in zip(trainer.model.parameters(), before.parameters(), strict=True)]
+        assert torch.cat([m.flatten() for m in moved]).norm().item() == pytest.approx(1e-3, rel=1e-2)
+
+    def test_frozen_batch_norm_keeps_its_statistics(self, tmp_path: Path) -> None:
+        result = short_train(tiny_recipe(optim={"freeze_batch_norm": True, "iterations": 2}), tmp_path)
+        for name, buffer in result.model.named_buffers():
+            if name.endswith("running_var"):
+                assert torch.equal(buffer, torch.ones_like(buffer))
+        assert result.model.context.bases.norm(dim=1).max() < 1 - 1e-4  # the bases did move
+
+
+class TestRun:
+    def test_leaves_checkpoints_log_and_record(self, finished: tuple[Path, TrainResult]) -> None:
+        folder, result = finished
+        names = {path.name for path in folder.iterdir()}
+        assert names == {"last.pt", "best.pt", "record.json", "log.jsonl", "tensorboard"}
+        (record,) = load_records(folder, "record.json")
+        assert recipe_from_dict(record["recipe"]) == tiny_recipe()
+        assert record["scores"]["single scale"] == result.scores["single scale"].to_dict()
+        assert record["scores"]["single scale"]["images"] == len(scenes())
+        assert (record["devices"], record["seconds"].keys()) == (1, {"training", "evaluation"})
+        trained = result.model.state_dict()
+        assert not result.model.training
+        for name in ("last.pt", "best.pt"):
+            loaded = load_segmenter(folder / name).state_dict()
+            assert all(torch.equal(value, loaded[key]) for key, value in trained.items())
+
+    def test_log_has_loss_and_schedule(self, finished: tuple[Path, TrainResult]) -> None:
+        folder, result = finished
+        *lines, last = read_log(folder)
+        optim = tiny_recipe().optim
+        assert [line["iteration"] for line in lines] == list(range(1, optim.iterations + 1))
+        assert [line["lr"] for line in lines] == [poly_lr(i, optim) for i in range(optim.iterations)]
+        assert all(line["images_per_second"] > 0 for line in lines)
+        assert last == {"iteration": optim.iterations, "single scale": result.scores["single scale"].miou}
+
+    def test_seed_decides_everything(self, finished: tuple[Path, TrainResult], tmp_path: Path) -> None:
+        short_train(tiny_recipe(), tmp_path / "same")
+        assert_same(tmp_path / "same", finished[0])
+        assert losses(tmp_path / "same") == losses(finished[0])
+        short_train(tiny_recipe(seed=1), tmp_path / "other")
+        assert losses(tmp_path / "other")[1] != losses(finished[0])[1]
+
+    def test_workers_do_not_change_what_is_learned(self, finished: tuple[Path, TrainResult], tmp_path: Path) -> None:
+        short_train(tiny_recipe(), tmp_path, num_workers=2)
+        assert_same(tmp_path, finished[0])
+
+    def test_best_is_the_best_evaluation(self, tmp_path: Path) -> None:
+        recipe = tiny_recipe()
+        recipe = replace(recipe, evaluation=replace(recipe.evaluation, every=2, scales=(1.0, 1.5), flip=True))
+        result = short_train(recipe, tmp_path)
+        scores = {line["iteration"]: line["miou"] for line in read_log(tmp_path) if "miou" in line}
+        assert list(scores) == [2, 4, 6]
+        assert list(result.scores) == ["single scale", "multi-scale + flip"]
+        scores[8] = result.scores["single scale"].miou
+        _, state = load_training_state(tmp_path / "best.pt")
+        assert state["best"] == max(scores.values())
+        assert state["iteration"] == max(scores, key=scores.__getitem__)
+
+
+class TestResume:
+    def test_a_kill_changes_nothing(self, tmp_path: Path) -> None:
+        """SIGKILL at a random moment, then ``--resume``: the same bits as a run that was left alone."""
+        flags = "--optim.iterations 150 --optim.batch-size 4 --data.crop-size 32 32 --no-progress --accelerator cpu"
+        command = ["train", "shapes-tiny", *flags.split(), "--log-every", "1", "--checkpoint-every", "7"]
+        command += ["--data.photometric", "0.5", "--model.dropout", "0.2"]
+        main([*command, "--out", str(tmp_path / "whole")])
+
+        killed = tmp_path / "killed"
+        moment = random.SystemRandom().randint(1, 100)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "emalab", *command, "--out", str(killed)],
+            env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+            stderr=subprocess.DEVNULL,
+        )
+        while process.poll() is None and len(losses_so_far(killed)) < moment:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert not (killed / "record.json").exists()
+
+        main([*command, "--out", str(killed), "--resume"])
+        assert_same(killed, tmp_path / "whole")
+        assert losses(killed) == losses(tmp_path / "whole"), f"killed at iteration {moment}"
+        records = [load_records(tmp_path / name, "record.json")[0] for name in ("killed", "whole")]
+        assert records[0]["scores"] == records[1]["scores"]
+
+    def test_a_full_disk_leaves_the_last_checkpoint(
+        self, finished: tuple[Path, TrainResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        save, saved = torch.save, []
+
+        def fail_at_the_second(content: dict[str, Any], path: Path) -> None:
+            if saved:
+                path.write_bytes(b"PK half a checkpoint")
+                raise OSError(28, "No space left on device")
+            saved.append(path)
+            save(content, path)
+
+        with monkeypatch.context() as full:
+            full.setattr(checkpoints.torch, "save", fail_at_the_second)
+            with pytest.raises(OSError, match="No space left"):
+                short_train(tiny_recipe(), tmp_path)
+        assert load_training_state(tmp_path / "last.pt")[1]["iteration"] == 4
+        assert not list(tmp_path.glob(".*"))
+        short_train(tiny_recipe(), tmp_path, resume=True)
+        assert_same(tmp_path, finished[0])
+
+    def test_later_lines_of_the_log_are_dropped(self, tmp_path: Path) -> None:
+        """A run that died logged more than it saved, its last line half."""
+        with RunLog(tmp_path, 0) as log:
+            for iteration in (1, 2, 3, 4):
+                log.write(iteration, loss=float(iteration))
+        with (tmp_path / "log.jsonl").open("a") as file:
+            file.write('{"iteration": 5, "lo')
+        assert len(read_log(tmp_path)) == 4
+        with RunLog(tmp_path, 2) as log:
+            log.write(3, loss=0.5)
+        assert losses(tmp_path) == {1: 1, 2: 2, 3: 0.5}
+
+    def test_starts_anew_where_there_is_nothing(self, finished: tuple[Path, TrainResult], tmp_path: Path) -> None:
+        short_train(tiny_recipe(), tmp_path / "new", resume=True)
+        assert_same(tmp_path / "new", finished[0])
+
+    def test_of_a_finished_run_only_scores(self, tmp_path: Path) -> None:
+        first = short_train(tiny_recipe(), tmp_path)
+        again = short_train(tiny_recipe(), tmp_path, resume=True)
+        assert again.scores == first.scores
+        assert losses(tmp_path).keys() == set(range(1, 9))
+
+    def test_damaged_checkpoint(self, tmp_path: Path) -> None:
+        (tmp_path / "last.pt").write_bytes(b"PK half a checkpoint")
+        with pytest.raises(CheckpointError, match=r"last\.pt is damaged"):
+            short_train(tiny_recipe(), tmp_path, resume=True)
+
+    def test_with_another_recipe(self, finished: tuple[Path, TrainResult]) -> None:
+        with pytest.raises(CheckpointError, match=r"another recipe \(it differs in: optim, seed\)"):
+            short_train(tiny_recipe(seed=1, optim={"lr": 0.1}), finished[0], resume=True)
+
+
+def losses_so_far(folder: Path) -> list[str]:
+    log = folder / "log.jsonl"
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def test_two_ranks_are_one_process_with_their_batches_together(tmp_path: Path) -> None:
+    """Under torchrun, in double precision. Crops are padded at random, so ranks count different labeled pixels."""
+    flags = (
+        "--precision 64-true --optim.optimizer sgd --optim.lr 0.05 --optim.warmup 0 --optim.iterations 6 "
+        "--optim.batch-size 4 --optim.freeze-batch-norm --data.crop-size 40 40 --data.scale-range 0.4 1.0 "
+        "--accelerator cpu --no-progress --log-every 1"
+    )
+    command = ["train", "shapes-tiny", *flags.split(), "--out"]
+    main([*command, str(tmp_path / "one")])
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "emalab"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*torchrun, *command, str(tmp_path / "two")], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    one, two = final_state(tmp_path / "one"), final_state(tmp_path / "two")
+    assert one["context.bases"].dtype == torch.float64
+    assert one.keys() == two.keys()
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-11, atol=1e-12, msg=key)
+
+    first, second = (load_records(tmp_path / name, "record.json")[0] for name in ("one", "two"))
+    assert (first["devices"], second["devices"]) == (1, 2)
+    assert second["scores"] == first["scores"]  # from 200 images, each counted once
+    assert second["scores"]["single scale"]["images"] == 200
+
+    assert done.stdout.count("single scale: mIoU") == 1
+    assert len(read_log(tmp_path / "two")) == len(read_log(tmp_path / "one")) == 7
+
+
+class TestErrors:
+    def test_folder_of_another_run(self, finished: tuple[Path, TrainResult]) -> None:
+        with pytest.raises(FileExistsError, match="holds a run already; resume it, or choose another folder"):
+            short_train(tiny_recipe(), finished[0])
+
+    def test_data_with_another_number_of_classes(self, tmp_path: Path) -> None:
+        recipe = tiny_recipe()
+        with pytest.raises(ValueError, match=r"tells 3 classes apart, shapes-pooled has 5; set model\.num_classes"):
+            short_train(replace(recipe, model=replace(recipe.model, num_classes=3)), tmp_path)
+        assert not any(tmp_path.iterdir())
+
+    def test_evaluation_data_that_do_not_fit_are_noticed_before_training(self, tmp_path: Path) -> None:
+        other = scenes()
+        other.spec = replace(other.spec, classes=("a", "b"), palette=((0, 0, 0),) * 2)
+        with pytest.raises(ValueError, match="tells 5 classes apart, shapes-pooled has 2"):
+            train(tiny_recipe(), tmp_path / "wrong", CPU, eval_data=other)
+        empty = scenes()
+        empty.length = 0
+        with pytest.raises(ValueError, match="a split of shapes-pooled has no images; shapes-tiny needs some"):
+            train(tiny_recipe(), tmp_path / "empty", CPU, eval_data=empty)
+
+    def test_batch_that_ranks_cannot_share(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Fabric, "world_size", 3)
+        with pytest.raises(ValueError, match=r"optim\.batch_size 4 cannot be shared equally by 3 processes"):
+            short_train(tiny_recipe(), tmp_path)
+
+    def test_cuda_graph_of_several_devices(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Fabric, "world_size", 2)
+        with pytest.raises(ValueError, match='execution "cuda_graph" records one device'):
+            short_train(tiny_recipe(execution="cuda_graph"), tmp_path)
+
+    @pytest.mark.parametrize("name", ["log_every", "checkpoint_every"])
+    def test_intervals_of_nothing(self, name: str) -> None:
+        with pytest.raises(ValueError, match=f"{name} is 0; it must be at least 1 iteration"):
+            replace(CPU, **{name: 0})
+
+    def test_divergence(self, tmp_path: Path) -> None:
+        """It is said where, and what was saved is finite, however rarely the loss is logged."""
+        recipe = tiny_recipe(optim={"optimizer": "sgd", "lr": 1e12, "warmup": 0})
+        with pytest.raises(TrainingDivergedError, match=r"loss became nan by iteration \d.*lower optim\.lr"):
+            short_train(recipe, tmp_path, log_every=1000, checkpoint_every=2)
+        for path in tmp_path.glob("*.pt"):
+            assert all(value.isfinite().all() for value in final_state(tmp_path).values()), path
+
+    def test_divergence_on_the_command_line(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        flags = "--optim.optimizer sgd --optim.lr 1e12 --optim.warmup 0 --optim.iterations 8 --optim.batch-size 2"
+        with pytest.raises(SystemExit) as stopped:
+            main(
+                [
+                    "train",
+                    "shapes-tiny",
+                    *flags.split(),
+                    "--accelerator",
+                    "cpu",
+                    "--no-progress",
+                    "--out",
+                    str(tmp_path),
+                ]
+            )
+        assert stopped.value.code == 1
+        message = capsys.readouterr().err
+        assert message.startswith("emalab: error: the loss became nan by iteration")
+        assert message.count("\n") == 1
+
+
+def test_log_names_a_damaged_line(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text("\n".join([json.dumps({"iteration": 1}), "{", json.dumps({"iteration": 3})]))
+    with pytest.raises(ValueError, match=r"log\.jsonl, line 2 is not JSON"):
+        read_log(tmp_path)
