@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import tiny_recipe, tiny_segmenter
+from tiny import short_train, tiny_recipe, tiny_segmenter
 
 from emalab import cli
-from emalab.checkpoints import export_segmenter, load_training_state
+from emalab.checkpoints import export_segmenter, load_training_state, read_metadata
 from emalab.cli import main
 
 sys.path.insert(0, str(Path(__file__).parent / "data"))
@@ -57,10 +57,10 @@ class TestHelp:
     def test_lists_the_commands(self, capsys: Capture) -> None:
         fails("--help", code=0)
         text = capsys.readouterr().out
-        for command in ("train", "evaluate", "predict", "data check", "recipes"):
+        for command in ("train", "evaluate", "export", "predict", "data check", "recipes"):
             assert f"\n  {command} " in text
 
-    @pytest.mark.parametrize("command", ["evaluate", "predict", "data check", "recipes"])
+    @pytest.mark.parametrize("command", ["evaluate", "export", "predict", "data check", "recipes"])
     def test_of_a_command(self, command: str, capsys: Capture) -> None:
         fails(*command.split(), "--help", code=0)
         assert f"usage: emalab {command}" in capsys.readouterr().out
@@ -169,6 +169,23 @@ class TestEvaluate:
         fails("evaluate", path)
         error = capsys.readouterr().err
         assert f"emalab: error: the weights in {path} do not fit the network of their recipe" in error
+
+
+class TestExport:
+    def test_releases_a_finished_run(self, tmp_path: Path, capsys: Capture) -> None:
+        run, out = tmp_path / "run", tmp_path / "net.safetensors"
+        result = short_train(tiny_recipe(), run)
+        main(["export", str(run), str(out), "--data", "generated scenes"])
+        assert "net.safetensors: " in capsys.readouterr().out
+        metadata = read_metadata(out)
+        assert metadata["recipe"] == tiny_recipe()
+        assert metadata["scores"]["single scale"] == result.scores["single scale"].to_dict()
+        assert metadata["data"] == "generated scenes"
+
+    def test_of_a_run_that_is_not_finished(self, tmp_path: Path, capsys: Capture) -> None:
+        fails("export", tmp_path / "gone", tmp_path / "net.safetensors")
+        assert "record.json" in message(capsys)
+        assert not (tmp_path / "net.safetensors").exists()
 
 
 class TestPredict:
