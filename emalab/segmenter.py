@@ -60,6 +60,10 @@ class SegmenterConfig:
     """Pixels per position of the feature map: 8, 16 or 32 (4 for "tiny")."""
     multi_grid: tuple[int, ...] = ()
     """Dilation factors of the last stage's blocks, such as 1 2 4."""
+    backbone_blocks: tuple[int, ...] = ()
+    """Residual blocks per stage of a ResNet, if other than its name says."""
+    batch_norm_momentum: float | None = None
+    """Weight of the new batch in the running statistics of every batch norm; none for the networks' own, mostly 0.1."""
     context: ContextName = "ema"
     """How positions learn of each other: "none" (the plain FCN head), "non_local" or "ema"."""
     channels: int = 512
@@ -98,7 +102,7 @@ class Segmenter(nn.Module):
             raise ValueError(f"num_classes must be at least 2, got {config.num_classes}")
         self.config = config
         self.backbone = build_backbone(
-            config.backbone, config.output_stride, config.multi_grid, config.backbone_weights
+            config.backbone, config.output_stride, config.multi_grid, config.backbone_weights, config.backbone_blocks
         )
         self.reduction = ConvNormAct(self.backbone.channels, config.channels, config.head_kernel)
         self.context = _build_context(config)
@@ -108,6 +112,10 @@ class Segmenter(nn.Module):
             nn.Conv2d(config.head_channels, config.num_classes, 1),
         )
         self.normalize = Normalize(self.backbone.mean, self.backbone.std)
+        if config.batch_norm_momentum is not None:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.momentum = config.batch_norm_momentum
 
     @classmethod
     def from_pretrained(cls, path_or_name: str | Path = DEFAULT_WEIGHTS) -> Segmenter:

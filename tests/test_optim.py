@@ -28,6 +28,12 @@ class TestPolyLR:
         factors = [poly_lr(i, warm) / poly_lr(i, cold) for i in range(6)]
         assert factors == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
 
+    def test_held_for_some_iterations(self) -> None:
+        """Counted from 1: with h = 4, iterations 1 to 3 keep lr, 4 to 7 share a rate, and the last of 12 has 0."""
+        config = OptimConfig(lr=1.0, power=1.0, iterations=12, lr_hold=4)
+        rates = [poly_lr(i, config) for i in range(12)]
+        assert rates == pytest.approx([1, 1, 1, *[2 / 3] * 4, *[1 / 3] * 4, 0])
+
     def test_a_run_of_one_step_learns(self) -> None:
         assert poly_lr(0, OptimConfig(lr=0.1, iterations=1)) == 0.1
 
@@ -53,6 +59,17 @@ class TestParameterGroups:
         head = {id(p) for p in model.head.parameters()}
         for group in parameter_groups(model, self.config):
             assert {id(p) in head for p in group["params"]} == {group["lr_factor"] == 10.0}
+
+    def test_biases_learn_faster(self, context: str) -> None:
+        model = tiny_segmenter(context=context)
+        head = {id(p) for p in model.head.parameters()}
+        biases = {id(p) for name, p in model.named_parameters() if name.endswith(".bias") and p.requires_grad}
+        assert biases & head
+        assert biases - head
+        groups = parameter_groups(model, OptimConfig(head_lr_factor=10.0, bias_lr_factor=2.0))
+        factors = {id(p): group["lr_factor"] for group in groups for p in group["params"]}
+        assert factors == {p: (10.0 if p in head else 1.0) * (2.0 if p in biases else 1.0) for p in factors}
+        assert biases < factors.keys()
 
 
 def test_learned_bases_learn_without_decay() -> None:

@@ -31,6 +31,19 @@ class TestEveryRecipe:
         assert model.backbone.output_stride == model.config.output_stride
 
 
+def test_a_recipe_from_before_a_field_existed() -> None:
+    """Fields that a stored recipe lacks take their defaults, so old checkpoints load and resume."""
+    stored = recipe_to_dict(get_recipe("shapes-tiny"))
+    for section, name in (
+        ("optim", "bias_lr_factor"),
+        ("optim", "lr_hold"),
+        ("model", "batch_norm_momentum"),
+        ("model", "backbone_blocks"),
+    ):
+        del stored[section][name]
+    assert recipe_from_dict(stored) == get_recipe("shapes-tiny")
+
+
 def test_heads_differ_in_nothing_but_the_context() -> None:
     """So that a comparison of their scores is one of the heads."""
     for name in ("shapes-pooled", "shapes-far", "camvid-lite2", "voc-animals-lite2"):
@@ -73,6 +86,7 @@ def test_mistakes_in_a_file(values: dict[str, Any], message: str) -> None:
         ({"data": DataConfig(crop_size=(0, 64))}, "data.crop_size must be positive, got 0"),
         ({"data": DataConfig(scale_range=(2.0, 0.5))}, "data.scale_range must rise"),
         ({"optim": OptimConfig(iterations=0)}, "optim.iterations must be positive"),
+        ({"optim": OptimConfig(lr_hold=0)}, "optim.lr_hold must be positive"),
         ({"optim": OptimConfig(batch_size=1)}, "too small for batch norm"),
     ],
 )

@@ -49,6 +49,14 @@ def test_align_corners_enlarges_with_the_corners_in_place() -> None:
     torch.testing.assert_close(model(images)[..., ::4, ::4], small)
 
 
+def test_batch_norm_momentum_is_everywhere_or_the_networks_own() -> None:
+    for given, found in ((None, 0.1), (0.1, 0.1), (3e-4, 3e-4)):
+        model = tiny_segmenter(batch_norm_momentum=given)
+        momenta = [module.momentum for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+        assert len(momenta) > 5
+        assert set(momenta) == {found}
+
+
 def test_without_context_no_news_from_beyond_the_receptive_field() -> None:
     """What the tiny backbone is for: only a context module may carry something across the scene."""
     images = random_images(1, 3, 64, 64)
