@@ -32,6 +32,7 @@ __all__ = [
     "load_training_state",
     "read_metadata",
     "read_recipe",
+    "read_tensors",
     "save_training_state",
     "shipped_weights",
     "write_atomically",
@@ -70,8 +71,20 @@ def load_training_state(path: Path) -> tuple[Recipe, dict[str, Any]]:
     """Read what `save_training_state` wrote, tensors on the CPU.
 
     Raises:
+        FileNotFoundError, CheckpointError: as in `read_tensors`, and for a file that another library wrote.
+    """
+    content = read_tensors(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} was not written by emalab; expected the format {FORMAT!r}")
+    return _read_recipe(path, content.pop("recipe", "")), content
+
+
+def read_tensors(path: Path) -> Any:
+    """Whatever `torch.save` wrote to ``path``, tensors on the CPU, without running code from the file.
+
+    Raises:
         FileNotFoundError: no such file.
-        CheckpointError: not a checkpoint of this library, a damaged one, or a pickle with code in it.
+        CheckpointError: a damaged file, or a pickle with code in it.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
@@ -80,7 +93,7 @@ def load_training_state(path: Path) -> tuple[Recipe, dict[str, Any]]:
     if not (bare_pickle or zipfile.is_zipfile(path)):  # torch writes zip archives
         raise CheckpointError(f"{path} is damaged or no checkpoint; copy or train it again")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds more than tensors and plain values, and loading it could run code, so it was refused; "
@@ -88,9 +101,6 @@ def load_training_state(path: Path) -> tuple[Recipe, dict[str, Any]]:
         ) from error
     except (RuntimeError, EOFError, zipfile.BadZipFile, OSError) as error:
         raise CheckpointError(f"{path} is damaged or no checkpoint ({error}); copy or train it again") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path} was not written by emalab; expected the format {FORMAT!r}")
-    return _read_recipe(path, content.pop("recipe", "")), content
 
 
 def export_segmenter(

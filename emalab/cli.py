@@ -16,6 +16,7 @@ import tyro
 from tyro.conf import Positional, arg
 
 from emalab.checkpoints import export_segmenter, load_segmenter, read_recipe
+from emalab.convert import load_official, official_recipe, read_official
 from emalab.data import dataset_names, get_spec, load_dataset
 from emalab.data.check import check_dataset
 from emalab.evaluation import evaluate
@@ -156,6 +157,30 @@ def _export(run: Positional[Path], out: Positional[Path], data: str = "") -> Non
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
 
 
+def _convert_official(
+    checkpoint: Positional[Path],
+    out: Positional[Path],
+    data: str = "voc",
+    output_stride: int = 8,
+    multi_grid: tuple[int, ...] = (1, 2, 4),
+) -> None:
+    """Turn a checkpoint of the authors' code into a .safetensors release, in single precision and with a recipe.
+
+    Args:
+        checkpoint: the .pth file.
+        out: the file to write, ending in .safetensors.
+        data: data set that the network tells the classes of.
+        output_stride: pixels per position of the feature map that the network is to have.
+        multi_grid: dilation factors of the last stage's blocks.
+    """
+    model = load_official(read_official(checkpoint), output_stride, multi_grid)
+    recipe = official_recipe(model, data)
+    metadata = {"data": "converted from a checkpoint of the authors' code", "source": checkpoint.name}
+    export_segmenter(model, out, recipe, metadata, torch.float32)
+    config = model.config
+    print(f"{out}: {config.backbone}, {config.num_classes} classes, {out.stat().st_size / 1e6:.1f} MB")
+
+
 def _data_check(name: Positional[str], data_root: Path | None = None) -> None:
     """Decode every file of a data set; report what is missing, unreadable, mismatched in size or wrongly labeled.
 
@@ -205,13 +230,15 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "evaluate": (_parsed(_evaluate, "evaluate"), "score a checkpoint, class by class"),
     "predict": (_parsed(_predict, "predict"), "label the pixels of photographs"),
     "export": (_parsed(_export, "export"), "release a finished run as one small file"),
+    "convert official": (_parsed(_convert_official, "convert official"), "release a checkpoint of the authors' code"),
     "data check": (_parsed(_data_check, "data check"), "find what is wrong with a data set on the disk"),
     "recipes": (_parsed(_recipes, "recipes"), "list the recipes"),
 }
 
 
 def _usage() -> str:
-    commands = "\n".join(f"  {name:<12} {text}" for name, (_, text) in _COMMANDS.items())
+    width = max(map(len, _COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in _COMMANDS.items())
     return (
         f"usage: emalab COMMAND ...\n\n{commands}\n\n`emalab COMMAND --help` explains each. "
         f"Data sets: {', '.join(dataset_names())}.\n$EMALAB_DATA names the folder with the unpacked releases."

@@ -57,10 +57,10 @@ class TestHelp:
     def test_lists_the_commands(self, capsys: Capture) -> None:
         fails("--help", code=0)
         text = capsys.readouterr().out
-        for command in ("train", "evaluate", "export", "predict", "data check", "recipes"):
+        for command in ("train", "evaluate", "export", "convert official", "predict", "data check", "recipes"):
             assert f"\n  {command} " in text
 
-    @pytest.mark.parametrize("command", ["evaluate", "export", "predict", "data check", "recipes"])
+    @pytest.mark.parametrize("command", ["evaluate", "export", "convert official", "predict", "data check", "recipes"])
     def test_of_a_command(self, command: str, capsys: Capture) -> None:
         fails(*command.split(), "--help", code=0)
         assert f"usage: emalab {command}" in capsys.readouterr().out

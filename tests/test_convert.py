@@ -1,0 +1,181 @@
+"""Checkpoints of the authors' code: nothing missing, nothing left over, read without trust."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from closed_form import KEYS, shapes
+from test_checkpoints import Evil
+from torch import Tensor
+
+from emalab.backbones import build_backbone
+from emalab.checkpoints import CheckpointError, load_segmenter, read_metadata, read_recipe
+from emalab.cli import main
+from emalab.convert import load_official, official_recipe, read_official
+from emalab.recipes import get_recipe
+
+SMALL = (1, 1, 1, 1)
+
+
+def empty(blocks: tuple[int, ...] = SMALL) -> dict[str, Tensor]:
+    """A state dict of the right names and shapes, all zeros, that takes no memory."""
+    counter = torch.zeros((), dtype=torch.int64)
+    return {
+        name: counter if name.endswith("num_batches_tracked") else torch.zeros(()).expand(shape)
+        for name, shape in shapes(blocks).items()
+    }
+
+
+@pytest.fixture
+def small() -> dict[str, Tensor]:
+    """One block per stage; random bases and classifier, which tests can find again."""
+    state, generator = empty(), torch.Generator().manual_seed(0)
+    for key in ("emau.mu", "fc2.weight", "extractor.7.0.bn3.running_mean", "emau.conv2.1.running_var"):
+        state[key] = torch.rand(state[key].shape, generator=generator)
+    return state
+
+
+class TestLoadOfficial:
+    @pytest.mark.parametrize(
+        ("name", "blocks"), [("resnet50s", (3, 4, 6, 3)), ("resnet101s", (3, 4, 23, 3)), ("resnet152s", (3, 8, 36, 3))]
+    )
+    def test_finds_the_depth(self, name: str, blocks: tuple[int, ...]) -> None:
+        depth = f"r{name[6:-1]}"
+        model = load_official(empty(blocks))
+        assert model.config == replace(get_recipe(f"voc-{depth}").model, backbone_weights=None)
+        if depth in KEYS:
+            assert shapes(blocks) == KEYS[depth]
+            assert sum(p.numel() for p in model.parameters()) == KEYS[f"{depth}_num_parameters"]
+
+    def test_reads_sizes_off_the_tensors(self, small: dict[str, Tensor]) -> None:
+        small["emau.mu"] = torch.rand(1, 512, 16)
+        small["fc2.weight"], small["fc2.bias"] = torch.rand(60, 256, 1, 1), torch.rand(60)
+        config = load_official(small, 16, ()).config
+        assert (config.ema.num_bases, config.num_classes, config.channels, config.head_channels) == (16, 60, 512, 256)
+        assert (config.backbone_blocks, config.output_stride, config.align_corners) == (SMALL, 16, True)
+
+    @pytest.mark.parametrize("prefix", ["", "module."])
+    def test_carries_values(self, small: dict[str, Tensor], prefix: str) -> None:
+        model = load_official({prefix + key: value for key, value in small.items()}, 8, ())
+        assert not model.training
+        assert torch.equal(model.context.bases, small["emau.mu"][0].T)
+        ours = model.state_dict()
+        for here, there in (
+            ("classifier.2.weight", "fc2.weight"),
+            ("backbone.network.layer4.0.bn3.running_mean", "extractor.7.0.bn3.running_mean"),
+            ("context.conv_out.1.running_var", "emau.conv2.1.running_var"),
+        ):
+            assert torch.equal(ours[here], small[there])
+
+    def test_batch_counters_may_be_missing(self, small: dict[str, Tensor]) -> None:
+        load_official({key: value for key, value in small.items() if "num_batches" not in key}, 8, ())
+
+    @pytest.mark.parametrize(
+        "key",
+        ["emau.mu", "fc2.bias", "extractor.4.0.conv1.weight", "extractor.6.0.bn2.running_var", "extractor.1.bias"],
+    )
+    def test_missing(self, small: dict[str, Tensor], key: str) -> None:
+        del small[key]
+        with pytest.raises(CheckpointError, match=f"not a network of the authors' code: without {key}$"):
+            load_official(small, 8, ())
+
+    def test_a_missing_stage_is_named_by_its_first_tensors(self, small: dict[str, Tensor]) -> None:
+        state = {key: value for key, value in small.items() if not key.startswith("extractor.5.")}
+        with pytest.raises(CheckpointError, match=r"without extractor\.5\.0\.conv1\.weight, .* and 17 more tensors"):
+            load_official(state, 8, ())
+
+    @pytest.mark.parametrize("key", ["fc3.weight", "extractor.4.0.bn4.weight", "backbone.network.conv1.0.weight"])
+    def test_left_over(self, small: dict[str, Tensor], key: str) -> None:
+        with pytest.raises(CheckpointError, match=f"with unknown {key}$"):
+            load_official({**small, key: torch.zeros(1)}, 8, ())
+
+    @pytest.mark.parametrize(
+        ("key", "shape", "message"),
+        [
+            (
+                "extractor.0.6.weight",
+                (64, 64, 3, 3),
+                r"extractor.0.6.weight is \(64, 64, 3, 3\) where .* \(128, 64, 3, 3",
+            ),
+            ("emau.mu", (1, 256, 64), r"emau.mu is \(64, 256\) where the other tensors ask for \(64, 512\)"),
+            ("emau.mu", (512, 64), r"emau.mu is \(512, 64\) and not \(1, c, k\)"),
+            ("fc2.bias", (19,), r"fc2.bias is \(19,\) where the other tensors ask for \(21,\)"),
+        ],
+    )
+    def test_other_shapes(self, small: dict[str, Tensor], key: str, shape: tuple[int, ...], message: str) -> None:
+        with pytest.raises(CheckpointError, match=message):
+            load_official({**small, key: torch.zeros(shape)}, 8, ())
+
+    def test_a_multi_grid_that_does_not_fit(self, small: dict[str, Tensor]) -> None:
+        with pytest.raises(
+            ValueError, match=r"multi_grid \(1, 2, 4\) needs one factor per block; resnet50s ends with 1"
+        ):
+            load_official(small)
+
+
+class TestReadOfficial:
+    @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+    @pytest.mark.parametrize("nested", [True, False])
+    def test_bare_or_beside_other_things(self, nested: bool, zipped: bool, tmp_path: Path) -> None:
+        state = {"fc2.weight": torch.rand(2, 2)}
+        content = {"step": 3, "net": state, "opt": {"state": {}, "lr": 0.1}} if nested else state
+        torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+        assert torch.equal(read_official(tmp_path / "a.pth")["fc2.weight"], state["fc2.weight"])
+
+    def test_none_or_two(self, tmp_path: Path) -> None:
+        state = {"a": torch.zeros(1)}
+        for content, found in (({"step": 1}, "no"), ([1], "no"), ({"net": state, "averaged": state}, "2")):
+            torch.save(content, tmp_path / "a.pth")
+            with pytest.raises(CheckpointError, match=rf"a\.pth holds {found} state dicts"):
+                read_official(tmp_path / "a.pth")
+
+    def test_code_is_refused(self, tmp_path: Path) -> None:
+        torch.save({"net": Evil(tmp_path / "trace")}, tmp_path / "a.pth")
+        with pytest.raises(CheckpointError, match=r"a\.pth .*could run code.* refused"):
+            read_official(tmp_path / "a.pth")
+        assert not (tmp_path / "trace").exists()
+
+
+class TestCommand:
+    def convert(self, state: dict[str, Tensor], tmp_path: Path, *flags: str) -> Path:
+        source, out = tmp_path / "final.pth", tmp_path / "net.safetensors"
+        torch.save({"net": {f"module.{key}": value.clone() for key, value in state.items()}}, source)
+        main(["convert", "official", str(source), str(out), *flags])
+        return out
+
+    def test_makes_a_release(
+        self, small: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out = self.convert(small, tmp_path, "--output-stride", "16", "--multi-grid", "1")
+        assert "net.safetensors: resnet50s, 21 classes" in capsys.readouterr().out
+        released, direct = load_segmenter(out), load_official(small, 16, (1,))
+        recipe = read_recipe(out)
+        assert released.config == direct.config == recipe.model
+        assert recipe == official_recipe(direct)
+        assert recipe.optim == get_recipe("voc-r101").optim
+        assert read_metadata(out)["source"] == "final.pth"
+        for key, value in direct.state_dict().items():
+            assert torch.equal(released.state_dict()[key], value), key  # float32: not rounded
+
+    def test_data_set_with_other_classes(
+        self, small: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit) as stopped:
+            self.convert(small, tmp_path, "--multi-grid", "1", "--data", "camvid")
+        assert stopped.value.code == 1
+        assert "the network tells 21 classes apart, camvid has 11; name the data set" in capsys.readouterr().err
+        assert not (tmp_path / "net.safetensors").exists()
+
+    def test_something_else(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit):
+            self.convert({"conv1.weight": torch.zeros(1)}, tmp_path)
+        assert "not a network of the authors' code: without extractor.4.0.conv1.weight" in capsys.readouterr().err
+
+
+def test_blocks_are_for_resnets() -> None:
+    for name, blocks in (("mobilenetv3_large_100", SMALL), ("resnet50", (1, 1)), ("resnet50", (1, 0, 1, 1))):
+        with pytest.raises(ValueError, match=r"blocks are four counts, for the stages of a ResNet; got"):
+            build_backbone(name, 8, blocks=blocks)
