@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 import torch
 import torch.distributed as dist
-from einops import reduce
+from einops import rearrange, reduce
 from torch import Tensor
 
 from emalab.em import normalize_bases
@@ -40,10 +40,13 @@ def initial_bases(num_bases: int, channels: int) -> Tensor:
 def mean_over_images(bases: Tensor) -> Tensor:
     """Mean over the images of a batch, and over every rank's batch: (b, k, c) → (k, c), identical on all ranks.
 
-    Sums and image counts travel together in one all-reduce, so ranks may hold batches of different sizes.
+    Images whose bases are not finite do not count, and the mean of none is NaN. Sums and image counts travel together
+    in one all-reduce, so ranks may hold batches of different sizes.
     """
-    total = reduce(bases.float() if bases.dtype.itemsize < 4 else bases, "b k c -> k c", "sum")
-    count = total.new_full((1,), len(bases))
+    bases = bases.float() if bases.dtype.itemsize < 4 else bases
+    finite = reduce(bases.isfinite(), "b k c -> b", "all")
+    total = reduce(torch.where(rearrange(finite, "b -> b 1 1"), bases, 0.0), "b k c -> k c", "sum")
+    count = finite.sum(dtype=total.dtype)[None]
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         packed = torch.cat([total.flatten(), count])
         dist.all_reduce(packed)
@@ -109,7 +112,8 @@ class MovingAverage(Maintenance):
         if self.renormalize == "batch_mean":
             mean = normalize_bases(mean)
         mixed = self.momentum * bases + (1 - self.momentum) * mean
-        return normalize_bases(mixed) if self.renormalize == "after_mixing" else mixed
+        mixed = normalize_bases(mixed) if self.renormalize == "after_mixing" else mixed
+        return torch.where(mixed.isfinite().all(), mixed, bases)  # a batch of nothing finite changes nothing
 
 
 def make_maintenance(name: str, *, momentum: float = 0.9, renormalize: Renormalize = "none") -> Maintenance:

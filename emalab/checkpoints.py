@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 FORMAT = "emalab-1"
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class CheckpointError(ValueError):
@@ -113,7 +114,8 @@ def export_segmenter(
         path: ends in ``.safetensors``.
         recipe: how it was trained; it says how to build the network again.
         metadata: anything else that JSON can hold: scores, data statement, license, commit.
-        dtype: of the floating-point tensors; statistics and counters keep their kind.
+        dtype: of the weights and bases; batch norm's statistics, which can be tiny or huge, and counters stay as
+            they are.
 
     Raises:
         ValueError: a path with another ending.
@@ -121,7 +123,7 @@ def export_segmenter(
     if path.suffix != ".safetensors":
         raise ValueError(f"a released network is a .safetensors file; got {path}")
     tensors = {
-        key: (value.to(dtype) if value.is_floating_point() else value).contiguous().cpu()
+        key: (value if key.endswith(_STATISTICS) else value.to(dtype)).contiguous().cpu()
         for key, value in model.state_dict().items()
     }
     texts = {key: json.dumps(value) for key, value in metadata.items()}

@@ -43,8 +43,9 @@ def _train(arguments: Sequence[str]) -> None:
         print("usage: emalab train RECIPE [--FIELD VALUE ...]\n\n" + _recipe_table())
         raise SystemExit(0 if set(arguments) & {"-h", "--help"} else 2)
     recipe = get_recipe(arguments[0])
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun says how many processes it started
-    nodes = int(os.environ.get("WORLD_SIZE", local)) // local
+    torchrun = "TORCHELASTIC_RUN_ID" in os.environ  # it says how many processes it started
+    local = int(os.environ["LOCAL_WORLD_SIZE"]) if torchrun else 1
+    nodes = int(os.environ["WORLD_SIZE"]) // local if torchrun else 1
     options = RunOptions(data_root=_data_root(), devices=local, num_nodes=nodes)
 
     @dataclass(frozen=True)
@@ -57,8 +58,8 @@ def _train(arguments: Sequence[str]) -> None:
     parsed = tyro.cli(Arguments, prog=f"emalab train {recipe.name}", description=recipe.summary, args=arguments[1:])
     out = parsed.out or Path("runs") / f"{recipe.name}-seed{parsed.recipe.seed}"
     result = train(parsed.recipe, out, parsed.run)
-    if os.environ.get("RANK", "0") != "0":
-        return  # the other processes of torchrun have the same to say
+    if any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK")):
+        return  # the other processes have the same to say
     for protocol, scores in result.scores.items():
         print(f"{protocol}: {scores}")
     print(f"checkpoints, log and record are in {out}")
@@ -150,6 +151,8 @@ def _export(run: Positional[Path], out: Positional[Path], data: str = "") -> Non
         out: the file to write, ending in .safetensors.
         data: what the network was trained on, and under which terms, for those who download it.
     """
+    if not (run / "record.json").is_file():
+        raise FileNotFoundError(f"{run} holds no finished run: record.json is missing; go on with it (--resume)")
     record = json.loads((run / "record.json").read_text(encoding="utf-8"))
     told = ("scores", "seed", "commit", "device", "versions", "date", "seconds")
     metadata = {**{key: record[key] for key in told}, "data": data}
@@ -188,7 +191,7 @@ def _data_check(name: Positional[str], data_root: Path | None = None) -> None:
         name: data set.
         data_root: folder with the unpacked releases; $EMALAB_DATA by default.
     """
-    report = check_dataset(name, data_root or _data_root())
+    report = check_dataset(name, data_root or _data_root(), progress=sys.stderr.isatty())
     print(report)
     if not report.ok:
         raise SystemExit(1)
@@ -206,9 +209,12 @@ def _recipe_table() -> str:
 
 
 def _device(name: Device) -> torch.device:
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(device for device, available in there.items() if available))
+    if not there[name]:
+        raise ValueError(f"there is no {name} device here; take --device cpu")
+    return torch.device(name)
 
 
 def _print_scores(scores: SegmentationScores) -> None:

@@ -116,7 +116,7 @@ class SegmentationMetric:
     def compute(self) -> SegmentationScores:
         """The scores of everything counted so far; errors as in `scores_from_confusion`."""
         confusion = self.confusion()
-        images = self.images.to(confusion.device)
+        images = self.images.to(confusion.device, copy=True)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(images)
         return scores_from_confusion(confusion, self.spec, int(images))

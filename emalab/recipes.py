@@ -67,11 +67,11 @@ class OptimConfig:
     weight_decay: float = 1e-4
     """On convolution weights only; never on biases and batch norm."""
     power: float = 0.9
-    """Exponent of the poly schedule, lr · (1 − i/I)^power; 0 at the last iteration."""
+    """Exponent of the poly schedule, lr · (1 − i/(I−1))^power for i = 0 … I−1; 0 at the last."""
     lr_hold: int = 1
     """Iterations between changes of the learning rate; the authors' is 10."""
     warmup: int = 0
-    """Iterations over which lr rises linearly from 0."""
+    """Iterations W over which lr rises linearly, from lr/W."""
     iterations: int = 30_000
     """Optimizer steps in all."""
     batch_size: int = 16
@@ -120,13 +120,27 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Check what no single field can see."""
-        for name, value in (
-            ("data.crop_size", min(self.data.crop_size)),
-            ("optim.iterations", self.optim.iterations),
-            ("optim.lr_hold", self.optim.lr_hold),
-        ):
-            if value < 1:
-                raise ValueError(f"recipe {self.name}: {name} must be positive, got {value}")
+        data, optim, evaluation = self.data, self.optim, self.evaluation
+        least_one = {
+            "data.crop_size": min(data.crop_size),
+            "optim.iterations": optim.iterations,
+            "optim.lr_hold": optim.lr_hold,
+            "evaluation.batch_size": evaluation.batch_size,
+        }
+        least_zero = {
+            "optim.lr": optim.lr,
+            "optim.weight_decay": optim.weight_decay,
+            "optim.power": optim.power,
+            "optim.warmup": optim.warmup,
+            "optim.clip_norm": optim.clip_norm or 0,
+            "evaluation.every": evaluation.every,
+        }
+        for least, values in ((1, least_one), (0, least_zero)):
+            for name, value in values.items():
+                if value < least:
+                    raise ValueError(f"recipe {self.name}: {name} must be at least {least}, got {value}")
+        if not evaluation.scales or min(evaluation.scales) <= 0:
+            raise ValueError(f"recipe {self.name}: evaluation.scales must be positive, got {evaluation.scales}")
         if not 0 < self.data.scale_range[0] <= self.data.scale_range[1]:
             raise ValueError(
                 f"recipe {self.name}: data.scale_range must rise from above 0, got {self.data.scale_range}"
@@ -274,8 +288,9 @@ def get_recipe(name: str) -> Recipe:
     """
     recipes = _recipes()
     if name not in recipes:
-        near = difflib.get_close_matches(name, recipes, n=3, cutoff=0.3) or sorted(recipes)[:3]
-        raise KeyError(f"no recipe {name!r}; did you mean {', '.join(near)}? `emalab recipes` lists all")
+        near = difflib.get_close_matches(name, recipes, n=3, cutoff=0.4)
+        hint = f"did you mean {', '.join(near)}? " if near else ""
+        raise KeyError(f"no recipe {name!r}; {hint}`emalab recipes` lists all")
     return recipes[name]
 
 

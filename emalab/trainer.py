@@ -10,7 +10,7 @@ import math
 import os
 import time
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ from emalab.evaluation import evaluate
 from emalab.metrics import SegmentationScores
 from emalab.optim import cross_entropy, parameter_groups, poly_lr
 from emalab.recipes import Recipe, recipe_to_dict
-from emalab.results import make_record, write_record
+from emalab.results import git_commit, make_record, write_record
 from emalab.runlog import RunLog
 from emalab.segmenter import Segmenter, build_segmenter
 
@@ -67,7 +67,7 @@ class RunOptions:
     devices: int = 1
     """Devices per node; one process each."""
     num_nodes: int = 1
-    """Machines."""
+    """Machines; the run's folder must be on a file system that they share."""
     num_workers: int | None = None
     """Processes per rank that read and augment; by default all cores for a GPU, none for a CPU."""
     checkpoint_every: int = 500
@@ -156,7 +156,8 @@ class Trainer:
         self.train_data = load_dataset(name, recipe.data.train_split, root) if train_data is None else train_data
         self.eval_data = load_dataset(name, recipe.data.eval_split, root) if eval_data is None else eval_data
         self._check()
-        self.iteration, self.best = 0, -math.inf
+        self.iteration, self.best, self.seconds = 0, -math.inf, 0.0
+        self.commit = options.commit or git_commit()  # now: the source may change while a long run goes on
         self.model = self._build_model()
         self._step, self.optimizer = self._set_up()
         self._record_graph = recipe.execution == "cuda_graph" and self.fabric.device.type == "cuda"
@@ -181,18 +182,21 @@ class Trainer:
                 window.add(self.step(images, masks))
                 bar.update()
                 saves = self.iteration % self.options.checkpoint_every == 0 or self.iteration == total
-                if saves or self.iteration % self.options.log_every == 0:  # no diverged network is ever saved
+                evaluates = every > 0 and self.iteration % every == 0 and self.iteration < total
+                # What is saved or scored has been looked at: no diverged network is kept.
+                if saves or evaluates or self.iteration % self.options.log_every == 0:
                     loss, speed = window.close()
                     lr = poly_lr(self.iteration - 1, self.recipe.optim)
                     self._stop_if_diverged(loss, lr)
                     log.write(self.iteration, loss=loss, lr=lr, images_per_second=speed)
                     bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", img_s=f"{speed:.0f}")
-                if every and self.iteration % every == 0 and self.iteration < total:
+                if evaluates:
                     scores = self.evaluate()
                     log.write(self.iteration, miou=scores.miou, pixel_accuracy=scores.pixel_accuracy)
                     self._keep_if_best(scores)
                     window.restart()
                 if saves:
+                    self.seconds, started = self.seconds + time.perf_counter() - started, time.perf_counter()
                     self.save(self.last)
                     window.restart()
             trained = time.perf_counter()
@@ -203,9 +207,9 @@ class Trainer:
             self.recipe,
             scores_by_protocol,
             device=self.fabric.device,
-            commit=self.options.commit,
+            commit=self.commit,
             devices=self.fabric.world_size,
-            seconds={"training": trained - started, "evaluation": time.perf_counter() - trained},
+            seconds={"training": self.seconds, "evaluation": time.perf_counter() - trained},
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
         )
         if self.fabric.is_global_zero:
@@ -272,6 +276,7 @@ class Trainer:
                 "scaler": self.fabric.strategy.precision.state_dict(),  # of float16's gradients; else empty
                 "iteration": self.iteration,
                 "best": self.best,
+                "seconds": self.seconds,
             }
             save_training_state(path, self.recipe, state)
         self.fabric.barrier()
@@ -294,7 +299,9 @@ class Trainer:
         if recipe.execution == "cuda_graph" and ranks > 1:
             raise ValueError('execution "cuda_graph" records one device; use "eager" or "compile" with several')
         if self.last.exists() and not self.options.resume:
-            raise FileExistsError(f"{self.out} holds a run already; resume it, or choose another folder for this one")
+            raise FileExistsError(
+                f"{self.out} holds a run already; go on with it (--resume), or choose another folder for this one"
+            )
         self.out.mkdir(parents=True, exist_ok=True)
 
     def _build_model(self) -> Segmenter:
@@ -322,7 +329,7 @@ class Trainer:
 
     def _resume(self) -> None:
         recipe, state = load_training_state(self.last)
-        if recipe != self.recipe:
+        if replace(recipe, evaluation=self.recipe.evaluation) != self.recipe:  # how to score may still change
             ours, theirs = recipe_to_dict(self.recipe), recipe_to_dict(recipe)
             changed = ", ".join(key for key in ours if ours[key] != theirs[key])
             raise CheckpointError(
@@ -333,7 +340,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if scaler := state.get("scaler"):
             self.fabric.strategy.precision.load_state_dict(scaler)
-        self.iteration, self.best = state["iteration"], state["best"]
+        self.iteration, self.best, self.seconds = state["iteration"], state["best"], state.get("seconds", 0.0)
 
     def _loader(self) -> Any:
         data, optim, fabric = self.recipe.data, self.recipe.optim, self.fabric

@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 from einops import rearrange
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from emalab.bases import (
     Frozen,
@@ -92,6 +93,21 @@ class TestStrategies:
         batch = torch.full((300, 1, 1), 1.0, dtype=torch.bfloat16)  # a bfloat16 sum would stall at 256
         assert mean_over_images(batch).item() == 1.0
         assert mean_over_images(batch).dtype == torch.float32
+
+
+class TestNothingFinite:
+    """One broken image must not spoil the bases for good."""
+
+    def test_images_that_are_not_finite_do_not_count(self) -> None:
+        stored, batch = torch.zeros(2, 3), torch.ones(3, 2, 3)
+        batch[1, 0, 0] = torch.nan
+        batch[2] = torch.inf
+        torch.testing.assert_close(MovingAverage(0.5).update(stored, batch), torch.full((2, 3), 0.5))
+
+    @pytest.mark.parametrize("batch", [torch.full((2, 2, 3), torch.nan), torch.empty(0, 2, 3)], ids=["nan", "empty"])
+    def test_a_batch_of_none_changes_nothing(self, batch: Tensor) -> None:
+        stored = torch.rand(2, 3)
+        assert torch.equal(MovingAverage(0.5).update(stored, batch), stored)
 
 
 class TestParity:

@@ -74,7 +74,7 @@ class TestRelease:
         loaded, images = load_segmenter(release), random_images(1, 3, 32, 32)
         assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32, torch.int64}
         for key, value in model.state_dict().items():
-            kept = value.half().float() if value.is_floating_point() else value
+            kept = value if "running" in key or not value.is_floating_point() else value.half().float()
             assert torch.equal(loaded.state_dict()[key], kept), key
         torch.testing.assert_close(loaded(images), model(images), rtol=0.02, atol=0.02)
         assert release.stat().st_size < 0.6 * state_file.stat().st_size

@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 
 from emalab.data import get_spec
-from emalab.recipes import DataConfig, OptimConfig, Recipe, get_recipe, recipe_from_dict, recipe_names, recipe_to_dict
+from emalab.recipes import (
+    DataConfig,
+    EvalConfig,
+    OptimConfig,
+    Recipe,
+    get_recipe,
+    recipe_from_dict,
+    recipe_names,
+    recipe_to_dict,
+)
 from emalab.segmenter import build_segmenter
 
 
@@ -83,10 +92,16 @@ def test_mistakes_in_a_file(values: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": DataConfig(crop_size=(0, 64))}, "data.crop_size must be positive, got 0"),
+        ({"data": DataConfig(crop_size=(0, 64))}, "data.crop_size must be at least 1, got 0"),
         ({"data": DataConfig(scale_range=(2.0, 0.5))}, "data.scale_range must rise"),
-        ({"optim": OptimConfig(iterations=0)}, "optim.iterations must be positive"),
-        ({"optim": OptimConfig(lr_hold=0)}, "optim.lr_hold must be positive"),
+        ({"optim": OptimConfig(iterations=0)}, "optim.iterations must be at least 1"),
+        ({"optim": OptimConfig(lr_hold=0)}, "optim.lr_hold must be at least 1"),
+        ({"optim": OptimConfig(lr=-1.0)}, "optim.lr must be at least 0"),
+        ({"optim": OptimConfig(warmup=-1)}, "optim.warmup must be at least 0"),
+        ({"evaluation": EvalConfig(batch_size=0)}, "evaluation.batch_size must be at least 1"),
+        ({"evaluation": EvalConfig(every=-5)}, "evaluation.every must be at least 0"),
+        ({"evaluation": EvalConfig(scales=())}, "evaluation.scales must be positive"),
+        ({"evaluation": EvalConfig(scales=(0.0,))}, "evaluation.scales must be positive"),
         ({"optim": OptimConfig(batch_size=1)}, "too small for batch norm"),
     ],
 )

@@ -23,7 +23,7 @@ from emalab import checkpoints
 from emalab.checkpoints import CheckpointError, load_segmenter, load_training_state
 from emalab.cli import main
 from emalab.optim import cross_entropy, poly_lr
-from emalab.recipes import Recipe, recipe_from_dict
+from emalab.recipes import EvalConfig, Recipe, recipe_from_dict
 from emalab.results import load_records
 from emalab.runlog import RunLog, read_log
 from emalab.trainer import Trainer, TrainingDivergedError, TrainResult, train
@@ -222,7 +222,13 @@ class TestResume:
         first = short_train(tiny_recipe(), tmp_path)
         again = short_train(tiny_recipe(), tmp_path, resume=True)
         assert again.scores == first.scores
+        assert again.record["seconds"]["training"] == first.record["seconds"]["training"]
         assert losses(tmp_path).keys() == set(range(1, 9))
+
+    def test_how_to_score_may_change(self, tmp_path: Path) -> None:
+        short_train(tiny_recipe(), tmp_path)
+        recipe = replace(tiny_recipe(), evaluation=EvalConfig(every=0, scales=(1.0, 2.0)))
+        assert set(short_train(recipe, tmp_path, resume=True).scores) == {"single scale", "multi-scale"}
 
     def test_damaged_checkpoint(self, tmp_path: Path) -> None:
         (tmp_path / "last.pt").write_bytes(b"PK half a checkpoint")
@@ -270,9 +276,20 @@ def test_two_ranks_are_one_process_with_their_batches_together(tmp_path: Path) -
     assert len(read_log(tmp_path / "two")) == len(read_log(tmp_path / "one")) == 7
 
 
+def test_devices_without_torchrun(tmp_path: Path) -> None:
+    """Fabric starts the second process itself."""
+    flags = "--accelerator cpu --devices 2 --no-progress --optim.iterations 2 --optim.freeze-batch-norm"
+    command = [sys.executable, "-m", "emalab", "train", "shapes-tiny", *flags.split(), "--out", str(tmp_path / "run")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert load_records(tmp_path / "run", "record.json")[0]["devices"] == 2
+    assert done.stdout.count("single scale: mIoU") == 1
+
+
 class TestErrors:
     def test_folder_of_another_run(self, finished: tuple[Path, TrainResult]) -> None:
-        with pytest.raises(FileExistsError, match="holds a run already; resume it, or choose another folder"):
+        with pytest.raises(FileExistsError, match=r"holds a run already; go on with it \(--resume\), or"):
             short_train(tiny_recipe(), finished[0])
 
     def test_data_with_another_number_of_classes(self, tmp_path: Path) -> None:

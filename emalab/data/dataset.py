@@ -165,12 +165,12 @@ def _decode(source: Path | str | Image.Image, convert: Callable[[Image.Image, st
     except DataError:
         raise
     except FileNotFoundError as error:
-        raise MissingFileError(f"{name}: no such file. Unpack the data set again, or take it off its list.") from error
+        raise MissingFileError(f"{name}: no such file.") from error
     except UnidentifiedImageError as error:
         raise UnreadableFileError(f"{name}: not an image in a format that Pillow reads.") from error
     # Pillow's decoders raise any of these on damaged bytes, depending on the format and where the damage is.
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
-        raise UnreadableFileError(f"{name}: cannot be read ({error}). Fetch or unpack this file again.") from error
+        raise UnreadableFileError(f"{name}: cannot be read ({error}); it may be cut short.") from error
 
 
 def _to_rgb(image: Image.Image, name: str) -> np.ndarray:

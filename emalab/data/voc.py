@@ -53,10 +53,11 @@ VOC_ANIMALS = replace(
 def load_voc(spec: DatasetSpec, split: str, root: Path | None) -> SegmentationDataset:
     """The devkit's layout under `root`: `VOCdevkit/VOC2012/{JPEGImages,SegmentationClass,ImageSets/Segmentation}`.
 
-    The images of `split` are those of `ImageSets/Segmentation/SPLIT.txt`. Labels come from `SegmentationClassAug`
-    where it holds the image, else from `SegmentationClass`. `trainaug` is not part of the devkit: it is VOC's train
-    images plus those images of SBD that are not in VOC's val, and its list (`trainaug.txt` or `train_aug.txt`)
-    comes with `SegmentationClassAug`. SBD's label maps have no ignored border around objects, VOC's own have.
+    The images of `split` are those of `ImageSets/Segmentation/SPLIT.txt`. Labels come from VOC's own folder
+    `SegmentationClass` where it holds the image, else from `SegmentationClassAug`. `trainaug` is not part of the
+    devkit: it is VOC's train images plus those images of SBD that are not in VOC's val, and its list (`trainaug.txt`
+    or `train_aug.txt`) comes with `SegmentationClassAug`. SBD's label maps have no ignored border around objects,
+    VOC's own have.
 
     Raises:
         DataError: there is no such root, or it has no list of the split.
@@ -67,7 +68,8 @@ def load_voc(spec: DatasetSpec, split: str, root: Path | None) -> SegmentationDa
         lists.append("VOCdevkit/VOC2012/ImageSets/Segmentation/train_aug.txt")
     names = read_names(root, *lists)
     voc = root / "VOCdevkit/VOC2012"
-    masks = files_by_name(voc / "SegmentationClass", ".png") | files_by_name(voc / "SegmentationClassAug", ".png")
+    # VOC's own labels come last and win: some copies of the other folder have SBD's for VOC's images, borders lost.
+    masks = files_by_name(voc / "SegmentationClassAug", ".png") | files_by_name(voc / "SegmentationClass", ".png")
     absent = voc / ("SegmentationClassAug" if split == "trainaug" else "SegmentationClass")
     return SegmentationDataset(
         spec,

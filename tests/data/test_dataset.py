@@ -38,11 +38,11 @@ def test_camvid(tmp_path, make):
     assert np.array_equal(mask == 255, stored == 11)
 
 
-def test_voc_takes_sbd_labels_where_they_are(tmp_path):
+def test_voc_prefers_its_own_labels_to_those_of_sbd(tmp_path):
     make_voc(tmp_path)
     data = load_dataset("voc", "trainaug", tmp_path)
     folders = {sample.name: pair.mask.parent.name for sample, pair in zip(data, data.pairs, strict=True)}
-    assert folders == {"t0": "SegmentationClassAug", "t1": "SegmentationClass", "s0": "SegmentationClassAug"}
+    assert folders == {"t0": "SegmentationClass", "t1": "SegmentationClass", "s0": "SegmentationClassAug"}
 
 
 def test_voc_palette_images_are_read_as_indices(tmp_path):
