@@ -17,8 +17,9 @@ MARKER = "<!-- every public module -->"
 
 # Reading order: the mathematics first, the shells around it after. Modules not named here follow.
 READING_ORDER = [
-    *("em", "bases", "modules", "kernels", "backbones", "segmenter", "data", "recipes"),
-    *("train", "evaluate", "metrics", "checkpoints", "results", "bench", "viz", "cli"),
+    *("em", "bases", "modules", "fastops", "backbones", "segmenter", "data", "recipes"),
+    *("optim", "trainer", "runlog", "evaluation", "metrics", "prediction", "viz"),
+    *("checkpoints", "convert", "results", "cli"),
 ]
 
 
