@@ -36,7 +36,7 @@ format: $(INSTALLED) ## Fix what ruff can fix, and strip the notebooks
 	@$(if $(NOTEBOOKS),$(RUN) -m nbstripout --keep-id $(NOTEBOOKS))
 
 bench: $(INSTALLED) ## Time the hot paths
-	@$(RUN) -m pytest tests -o addopts=--strict-markers --benchmark-only --benchmark-columns=min,median,iqr,rounds
+	@$(RUN) -m pytest tests/test_benchmarks.py -o addopts=--strict-markers --benchmark-only --benchmark-columns=min,median,iqr,rounds
 
 clean: ## Remove everything that make made, .venv included
 	rm -rf $(VENV) _build dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -167,6 +167,13 @@ def _load_weights(network: nn.Module, name: str, weights: str) -> None:
             f"weights {weights!r} do not fit {name}: {len(missing)} of {len(wanted)} tensors are missing, "
             f"first {missing[0]!r}; the file must hold timm's keys for this network"
         )
+    parts = {key.split(".")[0] for key in wanted}
+    extra = [key for key in state if key not in wanted and key.split(".")[0] in parts]  # the classifier lies elsewhere
+    if extra and weights != "imagenet":
+        raise ValueError(
+            f"weights {weights!r} are of a larger network than {name}, which has no {extra[0]!r}; "
+            "the file must hold the weights of this very network"
+        )
     for key in wanted:
         if key in state and wanted[key].shape != state[key].shape:
             raise ValueError(

@@ -86,6 +86,11 @@ class TestTimmBackbone:
         with pytest.raises(ValueError, match=r"small.pt' do not fit resnet34: .* tensors are missing, first 'layer1.2"):
             build_backbone("resnet34", weights=str(tmp_path / "small.pt"))
 
+    def test_weights_of_a_larger_network(self, tmp_path: Path) -> None:
+        torch.save(timm.create_model("resnet34").state_dict(), tmp_path / "large.pt")
+        with pytest.raises(ValueError, match=r"large.pt' are of a larger network than resnet18, .* no 'layer1.2"):
+            build_backbone("resnet18", weights=str(tmp_path / "large.pt"))
+
     def test_weights_of_other_shapes(self, tmp_path: Path) -> None:
         torch.save(timm.create_model("resnet50").state_dict(), tmp_path / "narrow.pt")
         with pytest.raises(ValueError, match=r"narrow.pt' do not fit wide_resnet50_2: 'layer1.0.conv1.weight' is"):

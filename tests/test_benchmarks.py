@@ -1,4 +1,4 @@
-"""Timings at the paper's size, (2, 512, 65, 65) in float32: ``pytest tests/test_benchmarks.py --benchmark-only``."""
+"""Timings of attention at the paper's size, (2, 512, 65, 65) in float32, and of a network: ``pytest tests/test_benchmarks.py --benchmark-only``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from einops import rearrange
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from emalab import EMAU, NonLocal2d, em_attention
+from emalab import EMAU, NonLocal2d, Segmenter, em_attention
 
 B, C, H, W, K, T = 2, 512, 65, 65, 64, 3
 
@@ -67,3 +67,10 @@ def test_emau(benchmark: BenchmarkFixture, image: Tensor) -> None:
 @pytest.mark.parametrize("path", ["sdpa", "explicit"])
 def test_non_local(benchmark: BenchmarkFixture, image: Tensor, path: str) -> None:
     timed(benchmark, NonLocal2d(C, path=path).eval(), image)  # type: ignore[arg-type]
+
+
+@pytest.mark.benchmark(group="network")
+def test_shipped_segmenter(benchmark: BenchmarkFixture) -> None:
+    """EMANet on EfficientNet-Lite2 at stride 16, one photograph of 360×480."""
+    photo = torch.randint(0, 256, (1, 3, 360, 480), dtype=torch.uint8)
+    timed(benchmark, Segmenter.from_pretrained(), photo)
