@@ -1,4 +1,4 @@
-"""Timings of attention at the paper's size, (2, 512, 65, 65) in float32, and of a network: ``pytest tests/test_benchmarks.py --benchmark-only``."""
+"""Timings of attention at the paper's size, (2, 512, 65, 65) in float32, and of a network: ``make bench``."""
 
 from __future__ import annotations
 
