@@ -12,13 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from tiny import short_train, tiny_recipe, tiny_segmenter
+from tiny_data import make_camvid, random_labels, save_image, save_mask
 
 from emalab import cli
 from emalab.checkpoints import export_segmenter, load_training_state, read_metadata
 from emalab.cli import main
-
-sys.path.insert(0, str(Path(__file__).parent / "data"))
-from tiny_data import make_camvid, random_labels, save_image, save_mask
 
 Capture = pytest.CaptureFixture[str]
 
