@@ -125,7 +125,8 @@ class _TrainingStep(nn.Module):
     def record(self, images: Tensor, masks: Tensor) -> None:
         """Replace forward and backward by a CUDA graph for batches of this shape, in training mode."""
         buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
-        torch.cuda.make_graphed_callables(self, (images, masks))
+        # The graph keeps its inputs and writes every later batch into them: they must not be the caller's.
+        torch.cuda.make_graphed_callables(self, (images.clone(), masks.clone()))
         for name, buffer in self.named_buffers():  # undo what the warm-up did to running statistics and bases
             buffer.copy_(buffers[name])
 

@@ -48,6 +48,18 @@ def test_recorded_steps_are_eager_steps(precision: str, tmp_path: Path) -> None:
         torch.testing.assert_close(ours, theirs, **tolerance)
 
 
+def test_recording_leaves_the_batch_alone(tmp_path: Path) -> None:
+    """Later batches are written into the graph's own inputs, not into those of the caller."""
+    trainer = Trainer(tiny_recipe(execution="cuda_graph"), tmp_path, GPU)
+    trainer.model.train()
+    images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8, device="cuda")
+    masks = torch.zeros(4, 32, 32, dtype=torch.uint8, device="cuda")
+    trainer.step(images, masks)
+    trainer.step(images + 1, masks + 1)
+    assert not images.any()
+    assert not masks.any()
+
+
 def test_steps_are_those_of_a_cpu(tmp_path: Path) -> None:
     recipe = tiny_recipe(precision="64-true", optim={"optimizer": "sgd", "lr": 0.1})
     for ours, theirs in zip(
