@@ -1,0 +1,26 @@
+"""Recipes: everything that decides a training run, as frozen values with names.
+
+An experiment is a recipe, not a script. A recipe serializes to JSON and travels inside every checkpoint and every
+result record.
+"""
+
+from emalab.recipes.catalog import get_recipe, recipe_names
+from emalab.recipes.config import (
+    DataConfig,
+    EvalConfig,
+    OptimConfig,
+    Recipe,
+    recipe_from_dict,
+    recipe_to_dict,
+)
+
+__all__ = [
+    "DataConfig",
+    "EvalConfig",
+    "OptimConfig",
+    "Recipe",
+    "get_recipe",
+    "recipe_from_dict",
+    "recipe_names",
+    "recipe_to_dict",
+]
