@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
@@ -110,7 +111,7 @@ class MovingAverage(Maintenance):
         """The mixed bases (k, c), identical on every rank."""
         mean = mean_over_images(batch_bases).to(bases.dtype)
         if self.renormalize == "batch_mean":
-            mean = normalize_bases(mean)
+            mean = F.normalize(mean, dim=-1)
         mixed = self.momentum * bases + (1 - self.momentum) * mean
         mixed = normalize_bases(mixed) if self.renormalize == "after_mixing" else mixed
         return torch.where(mixed.isfinite().all(), mixed, bases)  # a batch of nothing finite changes nothing

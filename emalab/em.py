@@ -49,32 +49,34 @@ def e_step(x: Tensor, bases: Tensor, scale: float = 1.0) -> Tensor:
     return _similarity(x, bases, scale).softmax(dim=-1)
 
 
-def m_step(x: Tensor, responsibilities: Tensor, eps: float = 1e-6) -> Tensor:
+def m_step(x: Tensor, responsibilities: Tensor, eps: float = 1e-6, clamp: bool = False) -> Tensor:
     """Each base becomes the mean of the features weighted by its responsibilities. Paper, M-step (eq. 13 lacks the Σ).
 
     Args:
         x: features (b, n, c).
         responsibilities: (b, n, k).
         eps: added to each base's total responsibility, so that a base that nobody chooses becomes 0 and not NaN.
+        clamp: rather than adding ``eps``, let the total not fall below it.
 
     Returns:
         Bases (b, k, c), not normalized.
     """
     weighted_sum = torch.bmm(rearrange(responsibilities, "b n k -> b k n"), x)
     total = rearrange(responsibilities.sum(dim=1), "b k -> b k 1")
-    return weighted_sum / (total + eps)
+    return weighted_sum / _nonzero(total, eps, clamp)
 
 
-def normalize_bases(bases: Tensor, norm: Norm = "l2", eps: float = 1e-6) -> Tensor:
+def normalize_bases(bases: Tensor, norm: Norm = "l2", eps: float = 1e-6, clamp: bool = False) -> Tensor:
     """Normalize each base over its channels: ``"l2"`` (paper), ``"layer"`` (ablation; no affine part) or ``"none"``.
 
     Args:
         bases: (..., k, c).
         norm: which normalization.
         eps: added to the L2 norm, or to the variance of ``"layer"``.
+        clamp: rather than adding ``eps`` to the L2 norm, let the norm not fall below it.
     """
     if norm == "l2":
-        return bases / (torch.linalg.vector_norm(bases, dim=-1, keepdim=True) + eps)
+        return bases / _nonzero(torch.linalg.vector_norm(bases, dim=-1, keepdim=True), eps, clamp)
     if norm == "layer":
         return F.layer_norm(bases, bases.shape[-1:], eps=eps)
     return bases
@@ -94,6 +96,7 @@ def em_attention(
     norm: Norm = "l2",
     grad: Grad = "stop",
     eps: float = 1e-6,
+    clamp: bool = False,
     backend: Backend = "auto",
 ) -> EMOutput:
     """Run ``num_iters`` rounds of E-step and M-step, then rebuild the features from the bases.
@@ -106,7 +109,9 @@ def em_attention(
         norm: normalization after each M-step, see `normalize_bases`.
         grad: ``"stop"``: no gradient flows through EM (what the authors' code does); ``"last"``: through the last
             iteration and the reconstruction; ``"unroll"``: through everything.
-        eps: added to column sums and norms.
+        eps: added to column sums and norms, as in the authors' code: a base that nobody chooses goes to 0.
+        clamp: let sums and norms not fall below ``eps`` rather than adding it, as mmsegmentation does with 1e-12: even
+            a base that hardly anybody chooses keeps unit norm.
         backend: ``"torch"``, or ``"auto"`` to let the library choose.
 
     Raises:
@@ -121,7 +126,7 @@ def em_attention(
     def iterate(bases: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
         for _ in range(iterations):
             z = e_step(x, bases, scale)
-            bases = normalize_bases(m_step(x, z, eps), norm, eps)
+            bases = normalize_bases(m_step(x, z, eps, clamp), norm, eps, clamp)
         return z, bases
 
     if grad == "stop":
@@ -162,6 +167,10 @@ def log_likelihood(x: Tensor, bases: Tensor, scale: float = 1.0) -> Tensor:
 def _similarity(x: Tensor, bases: Tensor, scale: float) -> Tensor:
     """λ x_nᵀ μ_k: (b, n, c), (b, k, c) → (b, n, k). As `torch.bmm`: at small sizes einsum's overhead would show."""
     return torch.bmm(x, rearrange(bases if scale == 1 else scale * bases, "b k c -> b c k"))
+
+
+def _nonzero(divisor: Tensor, eps: float, clamp: bool) -> Tensor:
+    return divisor.clamp(min=eps) if clamp else divisor + eps
 
 
 def _check(x: Tensor, bases: Tensor, num_iters: int, **options: str) -> None:

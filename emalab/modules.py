@@ -46,6 +46,7 @@ class EMAU(nn.Module):
             convolution can receive no gradient and is frozen at its random initialization, as in the authors' code.
         scale: λ of the E-step.
         renormalize: what to normalize in the moving average: ``"none"``, ``"batch_mean"`` or ``"after_mixing"``.
+        eps, clamp: how EM avoids divisions by zero, see `em_attention`.
 
     Attributes:
         bases: (k, c), a parameter if the maintenance is ``"learned"`` and a buffer otherwise.
@@ -68,6 +69,8 @@ class EMAU(nn.Module):
         grad: Grad = "stop",
         scale: float = 1.0,
         renormalize: Renormalize = "none",
+        eps: float = 1e-6,
+        clamp: bool = False,
     ) -> None:
         super().__init__()
         if min(channels, num_bases, num_iters) < 1:
@@ -84,6 +87,7 @@ class EMAU(nn.Module):
             raise ValueError(f'learned bases get no gradient with grad={grad!r}; use grad="unroll"')
         self.num_iters, self.scale = num_iters, scale
         self.norm, self.grad = norm, grad
+        self.eps, self.clamp = eps, clamp
         self.maintenance = maintenance
 
         self.conv_in = nn.Conv2d(channels, channels, 1)  # no ReLU behind it: features range over all of ℝ
@@ -106,7 +110,16 @@ class EMAU(nn.Module):
         # A buffer is updated in place after the forward pass, when autograd may still need what EM started from.
         stored = self.bases if self.maintenance.learnable or self.grad == "stop" else self.bases.clone()
         start = self.maintenance.start(stored, x)
-        return em_attention(x, start, num_iters=self.num_iters, scale=self.scale, norm=self.norm, grad=self.grad)
+        return em_attention(
+            x,
+            start,
+            num_iters=self.num_iters,
+            scale=self.scale,
+            norm=self.norm,
+            grad=self.grad,
+            eps=self.eps,
+            clamp=self.clamp,
+        )
 
     def forward(self, features: Tensor) -> Tensor:
         """(b, c, h, w) → (b, c, h, w)."""

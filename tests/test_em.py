@@ -409,6 +409,8 @@ class TestParity:
     def test_mmsegmentation(self, case: str) -> None:
         """Its epsilons clamp instead of adding: a gap of 1e-6, unless a base is dead, which it keeps at unit norm."""
         recorded = rearrange(torch.from_numpy(CORE[f"{case}/T3/recon_mmseg"]), "b c h w -> b (h w) c")
+        theirs = em_attention(*self.load(case), eps=1e-12, clamp=True)
+        np.testing.assert_allclose(theirs.reconstruction, recorded, rtol=0, atol=1e-10)
         gap = (em_attention(*self.load(case)).reconstruction - recorded).abs().max()
         if case == "h_dead":
             assert gap > 0.1
