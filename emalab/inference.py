@@ -1,0 +1,222 @@
+"""Whole images → class probabilities or labels: scales, mirror images and sliding windows, in bounded memory.
+
+A network gives coarse logits, and everything after them is linear up to the softmax: enlarge to the padded window, crop
+the padding, average overlapping windows, resize from the scaled image to the image, mirror back. So the two axes of
+each window need one matrix each, and the logits of a scaled image are never written out. The probabilities are computed
+for a strip of rows at a time. Beside the network itself memory holds the coarse logits of all views, 1/s² of a map
+each, and a few strips, whatever the number of classes and the scales.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import einsum
+from torch import Tensor
+
+from emalab.segmenter import Segmenter
+
+__all__ = ["predict_labels", "predict_probabilities"]
+
+_STRIP_VALUES = 2**24  # probabilities computed at once, 64 MB of them
+
+
+def predict_probabilities(
+    model: Segmenter,
+    images: Tensor,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    *,
+    window: tuple[int, int] | None = None,
+    overlap: float = 1 / 3,
+) -> Tensor:
+    """Class probabilities of whole images, averaged over scales and, with ``flip``, mirror images.
+
+    Each image is normalized, resized, padded with 0, the mean color, to a multiple of the output stride (plus one with
+    ``align_corners``, as the authors do: 8k + 1), and its logits are cropped and resized back before the softmax.
+
+    With a ``window`` the network sees no more than that at once. Windows lie in a grid on the resized image, the last
+    ones moved back to its border, and where they overlap their logits are averaged: then the average is to the resizing
+    what the network's own logits are, a window as large as the image changes nothing, and scores compare with
+    mmsegmentation's, which averages logits too.
+
+    Args:
+        model: in evaluation mode.
+        images: uint8 RGB (b, 3, h, w).
+        scales: factors of the image's size.
+        flip: average over left-right mirrored images too.
+        window: height and width of a window, in pixels of the resized image; None for the whole image at once. With
+            ``align_corners`` take 8k + 1, which needs no padding.
+        overlap: part of a window that the next one shares, in [0, 1).
+
+    Returns:
+        float32 (b, classes, h, w), summing to 1 over the classes.
+
+    Raises:
+        ValueError: scales, a window or an overlap out of range.
+    """
+    views = _views(model, images, scales, flip, window, overlap)
+    size = (len(images), model.config.num_classes, *images.shape[-2:])
+    result = torch.empty(size, device=images.device, dtype=torch.float32)
+    for rows in _strips(size):
+        result[:, :, rows] = _mean_probabilities(views, rows, size)
+    return result
+
+
+def predict_labels(
+    model: Segmenter,
+    images: Tensor,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    *,
+    window: tuple[int, int] | None = None,
+    overlap: float = 1 / 3,
+) -> Tensor:
+    """The most probable class of every pixel, uint8 (b, h, w); arguments and errors as in `predict_probabilities`.
+
+    No map of all classes is ever held at the size of the images.
+    """
+    views = _views(model, images, scales, flip, window, overlap)
+    size = (len(images), model.config.num_classes, *images.shape[-2:])
+    strips = [_mean_probabilities(views, rows, size).argmax(1).to(torch.uint8) for rows in _strips(size)]
+    return torch.cat(strips, dim=1)
+
+
+class _Placed(NamedTuple):
+    """One axis of a window: coarse position → pixels ``start`` … ``start`` + n − 1 of the image."""
+
+    start: int
+    weights: Tensor  # (coarse positions, n): how much each position gives to each pixel
+
+
+class _Tile(NamedTuple):
+    """What the network says of one window, and where in the image that is."""
+
+    logits: Tensor  # (b, classes, i, j), coarse
+    rows: _Placed
+    columns: _Placed
+
+
+def _views(
+    model: Segmenter,
+    images: Tensor,
+    scales: Sequence[float],
+    flip: bool,
+    window: tuple[int, int] | None,
+    overlap: float,
+) -> list[list[_Tile]]:
+    """The tiles of every view; a view is the image at one scale, mirrored or not."""
+    if not scales or min(scales) <= 0:
+        raise ValueError(f"scales must be positive factors, at least one; got {tuple(scales)}")
+    if window is not None and min(window) < 1:
+        raise ValueError(f"a window must be at least one pixel high and wide, got {tuple(window)}")
+    if not 0 <= overlap < 1:
+        raise ValueError(f"overlap is the part that neighboring windows share, in [0, 1); got {overlap}")
+    size, align = images.shape[-2:], model.config.align_corners
+    normalized = model.normalize(images)
+    views = []
+    for scale in scales:
+        scaled = [max(round(side * scale), 1) for side in size]
+        x = normalized
+        if scaled != list(size):
+            x = F.interpolate(x, scaled, mode="bilinear", align_corners=align)
+        for mirrored in (False, True) if flip else (False,):
+            tiles = list(_tiles(model, x.flip(-1) if mirrored else x, size, window or (scaled[0], scaled[1]), overlap))
+            views.append([_mirror(tile, size[1]) for tile in tiles] if mirrored else tiles)
+    return views
+
+
+def _tiles(
+    model: Segmenter, x: Tensor, size: Sequence[int], window: tuple[int, int], overlap: float
+) -> Iterator[_Tile]:
+    """Run the network on every window of normalized images x (b, 3, h', w') that show images of ``size``."""
+    stride, align = model.config.output_stride, model.config.align_corners
+    grid = [_windows(side, extent, overlap) for side, extent in zip(x.shape[-2:], window, strict=True)]
+    for rows in grid[0]:
+        for columns in grid[1]:
+            crop = x[..., rows.start : rows.stop, columns.start : columns.stop]
+            bottom, right = (-(len(axis) - align) % stride for axis in (rows, columns))
+            padded = F.pad(crop, (0, right, 0, bottom)).contiguous(memory_format=torch.channels_last)
+            logits = model.coarse_logits(padded).float()
+            down, across = (
+                _place(logits, axis, grid[axis], span, padded.shape[axis + 2], x.shape[axis + 2], size[axis], align)
+                for axis, span in enumerate((rows, columns))
+            )
+            yield _Tile(logits, down, across)
+
+
+def _windows(side: int, extent: int, overlap: float) -> list[range]:
+    """Windows of ``extent`` pixels that cover an axis of ``side`` pixels, the last one moved back to its end."""
+    if extent >= side:
+        return [range(side)]
+    step = max(round(extent * (1 - overlap)), 1)
+    count = math.ceil((side - extent) / step) + 1
+    starts = (min(index * step, side - extent) for index in range(count))
+    return [range(start, start + extent) for start in starts]
+
+
+def _place(
+    logits: Tensor, axis: int, windows: list[range], window: range, padded: int, scaled: int, side: int, align: bool
+) -> _Placed:
+    """One axis from coarse positions to the image: enlarge to the padded window, crop, average, resize."""
+    weights = _interpolation(logits.shape[axis + 2], padded, align, logits.device)[:, : len(window)]
+    if len(windows) > 1:
+        covered = weights.new_zeros(scaled)
+        for other in windows:
+            covered[other.start : other.stop] += 1
+        weights = weights / covered[window.start : window.stop]
+    if scaled == side:
+        return _Placed(window.start, weights)
+    resize = _interpolation(scaled, side, align, logits.device)[window.start : window.stop]
+    touched = resize.any(0).nonzero().flatten().tolist() if len(windows) > 1 else range(side)
+    pixels = slice(touched[0], touched[-1] + 1) if touched else slice(0, 0)
+    with torch.autocast(logits.device.type, enabled=False):
+        return _Placed(pixels.start, weights @ resize[:, pixels])
+
+
+def _interpolation(inputs: int, outputs: int, align: bool, device: torch.device) -> Tensor:
+    """Weights (inputs, outputs) of linear interpolation, by torch's own convention: the identity, interpolated."""
+    identity = torch.eye(inputs, device=device, dtype=torch.float32)
+    return F.interpolate(identity[None], outputs, mode="linear", align_corners=align)[0]
+
+
+def _mirror(tile: _Tile, width: int) -> _Tile:
+    """The tile of a mirrored image, in the image itself."""
+    start, weights = tile.columns
+    return tile._replace(columns=_Placed(width - start - weights.shape[1], weights.flip(1)))
+
+
+def _strips(size: tuple[int, int, int, int]) -> Iterator[slice]:
+    """Rows of maps (b, classes, h, w), as many at a time as `_STRIP_VALUES` allows."""
+    batch, classes, height, width = size
+    rows = max(_STRIP_VALUES // (batch * classes * width), 1)
+    return (slice(top, min(top + rows, height)) for top in range(0, height, rows))
+
+
+def _mean_probabilities(views: list[list[_Tile]], rows: slice, size: tuple[int, int, int, int]) -> Tensor:
+    """(b, classes, len(rows), w): the softmax of every view's logits, averaged."""
+    total = _logits(views[0], rows, size).softmax(1)
+    for tiles in views[1:]:
+        total += _logits(tiles, rows, size).softmax(1)
+    return total.div_(len(views))
+
+
+def _logits(tiles: list[_Tile], rows: slice, size: tuple[int, int, int, int]) -> Tensor:
+    """(b, classes, len(rows), w): the logits of one view in some rows of the image."""
+    batch, classes, _, width = size
+    logits = tiles[0].logits.new_zeros(batch, classes, rows.stop - rows.start, width)
+    for tile in tiles:
+        top, down = tile.rows
+        first, last = max(rows.start, top), min(rows.stop, top + down.shape[1])
+        if first >= last:
+            continue
+        with torch.autocast(logits.device.type, enabled=False):
+            strip = einsum(tile.logits, down[:, first - top : last - top], "b k i j, i h -> b k h j")
+            strip = einsum(strip, tile.columns.weights, "b k h j, j w -> b k h w")
+        left = tile.columns.start
+        logits[:, :, first - rows.start : last - rows.start, left : left + strip.shape[-1]] += strip
+    return logits
