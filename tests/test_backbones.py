@@ -42,6 +42,17 @@ class TestTimmBackbone:
         assert [conv.dilation for conv in convs] == [(d, d) for d in dilations]
         assert [conv.padding for conv in convs] == [(d, d) for d in dilations]
 
+    @pytest.mark.parametrize("output_stride", [8, 16])
+    @torch.inference_mode()
+    def test_the_stage_before_the_last(self, output_stride: int) -> None:
+        one, two = (build_backbone("resnet50", output_stride, (1, 2, 4), num_stages=n).eval() for n in (1, 2))
+        two.load_state_dict(one.state_dict())
+        inner, last = two.stages(noise(1, 3, 65, 65))
+        assert two.stage_channels == (inner.shape[1], last.shape[1]) == (1024, 2048)
+        assert inner.shape[2:] == last.shape[2:]
+        assert torch.equal(last, one(noise(1, 3, 65, 65)))
+        assert torch.equal(last, one.get_submodule("network.layer4")(inner))
+
     def test_dilation_changes_no_key_and_no_weight_shape(self) -> None:
         plain, dilated = build_backbone(LITE2, 32), build_backbone(LITE2, 8)
         shapes = [{key: value.shape for key, value in b.state_dict().items()} for b in (plain, dilated)]

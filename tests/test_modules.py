@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from emalab.bases import Maintenance
 from emalab.em import em_attention
-from emalab.modules import EMAU, ConvNormAct, NonLocal2d
+from emalab.modules import EMAU, ConvNormAct, NonLocal2d, PyramidPooling
 
 UNIT = np.load(Path(__file__).parent / "reference" / "emau_unit.npz")
 MODES = ["gaussian", "embedded_gaussian", "dot_product"]
@@ -311,6 +311,38 @@ class TestNonLocal2d:
     def test_errors_name_the_value(self, arguments: dict[str, Any], names: str) -> None:
         with pytest.raises(ValueError, match=names):
             NonLocal2d(**arguments)
+
+
+class TestPyramidPooling:
+    def test_by_hand(self) -> None:
+        pyramid, inputs = PyramidPooling(8, (1, 2)).eval(), features(2, 8, 4, 6)
+        mean = reduce(inputs, "b c h w -> b c 1 1", "mean")
+        cells = reduce(inputs, "b c (i h) (j w) -> b c i j", "mean", i=2, j=2)
+        expected = [F.interpolate(pyramid.grids[i][1](x), (4, 6), mode="bilinear") for i, x in enumerate((mean, cells))]
+        torch.testing.assert_close(pyramid(inputs), torch.cat([inputs, *expected], dim=1))
+
+    @pytest.mark.parametrize("size", [(1, 1), (3, 5), (12, 7)], ids=str)
+    def test_any_size(self, size: tuple[int, int]) -> None:
+        pyramid = PyramidPooling(8)
+        out = pyramid(features(2, 8, *size))
+        assert out.shape == (2, pyramid.out_channels, *size) == (2, 16, *size)
+        out.sum().backward()
+        assert all(parameter.grad is not None for parameter in pyramid.parameters())
+
+    def test_keeps_the_precision_of_autocast(self) -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert PyramidPooling(8).eval()(features(1, 8, 6, 6, dtype=torch.bfloat16)).dtype == torch.bfloat16
+
+    def test_one_image_is_too_few_for_batch_norm_in_training_alone(self) -> None:
+        pyramid = PyramidPooling(8)
+        with pytest.raises(ValueError, match="more than 1 value per channel"):
+            pyramid(features(1, 8, 6, 6))
+        assert pyramid.eval()(features(1, 8, 6, 6)).shape == (1, 16, 6, 6)
+
+    @pytest.mark.parametrize(("channels", "sizes"), [(0, (1, 2)), (8, ()), (8, (0, 1))])
+    def test_errors_name_the_value(self, channels: int, sizes: tuple[int, ...]) -> None:
+        with pytest.raises(ValueError, match=f"got {channels} and "):
+            PyramidPooling(channels, sizes)
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3])
