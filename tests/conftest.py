@@ -7,7 +7,9 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 ARCHIVES = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -39,3 +41,33 @@ def real_data_root() -> Callable[[str], Path]:
         return root
 
     return unpack
+
+
+@pytest.fixture
+def compare(record_property: Callable[[str, Any], None]) -> Callable[..., None]:
+    """``compare(what, ours, theirs, bound=1e-10)`` asserts, and leaves the difference for the table below."""
+
+    def check(what: str, ours: Any, theirs: Any, bound: float = 1e-10) -> None:
+        ours, theirs = np.asarray(ours), np.asarray(theirs)
+        assert ours.shape == theirs.shape, what
+        difference = float(np.abs(ours - theirs).max())
+        record_property("difference", (what, difference, bound))
+        assert difference <= bound, what
+
+    return check
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """End a run that compared with recorded arrays by a table: ``pytest tests -k parity`` for all of it."""
+    rows: dict[str, tuple[float, float]] = {}
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            for name, value in report.user_properties:
+                if name == "difference":
+                    what, difference, bound = value
+                    rows[what] = (max(difference, rows.get(what, (0.0, bound))[0]), bound)
+    if rows:
+        terminalreporter.section("largest absolute differences from recorded arrays")
+        terminalreporter.write_line(f"{'':<62} found  allowed")
+        for what, (difference, bound) in sorted(rows.items()):
+            terminalreporter.write_line(f"{what:<62} {difference:.0e}    {bound:.0e}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from emalab.modules import EMAU, ConvNormAct, NonLocal2d, PyramidPooling
 
 UNIT = np.load(Path(__file__).parent / "reference" / "emau_unit.npz")
 MODES = ["gaussian", "embedded_gaussian", "dot_product"]
+
+Compare = Callable[..., None]
 
 
 def features(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -211,30 +214,28 @@ class TestParity:
         return unit
 
     @pytest.mark.parametrize("mode", ["eval", "train"])
-    def test_output_and_bases(self, unit: EMAU, mode: str) -> None:
+    def test_output_and_bases(self, unit: EMAU, mode: str, compare: Compare) -> None:
         unit.train(mode == "train")
         x = torch.from_numpy(UNIT["x"])
         bases = rearrange(unit.attend(x).bases, "b k c -> b c k")
-        np.testing.assert_allclose(bases, UNIT[f"{mode}/mu"], rtol=0, atol=1e-10)
-        np.testing.assert_allclose(unit(x).detach(), UNIT[f"{mode}/out"], rtol=0, atol=1e-10)
+        compare(f"EMA unit, {mode} mode: bases", bases, UNIT[f"{mode}/mu"])
+        compare(f"EMA unit, {mode} mode: output", unit(x).detach(), UNIT[f"{mode}/out"])
 
-    def test_gradients(self, unit: EMAU) -> None:
+    def test_gradients(self, unit: EMAU, compare: Compare) -> None:
         x = torch.from_numpy(UNIT["x"]).requires_grad_()
         (unit.train()(x) * torch.from_numpy(UNIT["w"])).sum().backward()
         gradients = {name: p.grad for name, p in unit.named_parameters()} | {"x": x.grad}
         for key in UNIT.files:
             if key.startswith("grad/"):
                 name = "x" if key == "grad/x" else self.rename(key[5:])
-                np.testing.assert_allclose(gradients.pop(name), UNIT[key], rtol=0, atol=1e-10, err_msg=key)
+                compare(f"EMA unit: gradient of {name}", gradients.pop(name), UNIT[key])
         assert gradients == {self.rename(key): None for key in UNIT["grad_none"]}
 
-    def test_statistics_after_training(self, unit: EMAU) -> None:
+    def test_statistics_after_training(self, unit: EMAU, compare: Compare) -> None:
         unit.train()(torch.from_numpy(UNIT["x"]))
         state = unit.state_dict()
         for name in ("running_mean", "running_var", "num_batches_tracked"):
-            np.testing.assert_allclose(
-                state[f"conv_out.1.{name}"], UNIT[f"after/conv2.1.{name}"], rtol=0, atol=1e-10, err_msg=name
-            )
+            compare(f"EMA unit: {name} after a batch", state[f"conv_out.1.{name}"], UNIT[f"after/conv2.1.{name}"])
 
 
 class TestNonLocal2d:

@@ -1,6 +1,6 @@
 """Whole networks and training against arrays recorded from the authors' code; see reference/README.md.
 
-``pytest tests/test_parity.py -s`` prints the largest absolute difference of each comparison.
+``pytest tests -k parity`` compares these and the modules' own recordings, and ends with a table of the differences.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -35,23 +34,6 @@ NETWORKS = {
 }
 
 Compare = Callable[..., None]
-
-
-@pytest.fixture(scope="module")
-def compare() -> Iterator[Compare]:
-    """``compare(what, ours, theirs, bound)`` asserts, and remembers the difference for the table at the end."""
-    rows: dict[str, tuple[float, float]] = {}
-
-    def check(what: str, ours: Any, theirs: Any, bound: float = 1e-10) -> None:
-        ours, theirs = np.asarray(ours), np.asarray(theirs)
-        assert ours.shape == theirs.shape, what
-        difference = np.abs(ours - theirs).max()
-        rows[what] = (max(float(difference), rows.get(what, (0.0, bound))[0]), bound)
-        assert difference <= bound, what
-
-    yield check
-    print(f"\n\n{'largest absolute difference':<58} found    allowed")
-    print("\n".join(f"{what:<58} {found:.1e}  {bound:.0e}" for what, (found, bound) in rows.items()))
 
 
 def reference(name: str) -> dict[str, np.ndarray]:
