@@ -7,6 +7,15 @@ from functools import partial
 from pathlib import Path
 
 from emalab.data.camvid import CAMVID, load_camvid
+from emalab.data.coco_stuff import (
+    COCO_STUFF_10K,
+    COCO_STUFF_164K,
+    COCO_VOC,
+    load_coco_stuff_10k,
+    load_coco_stuff_164k,
+    load_coco_voc,
+)
+from emalab.data.context import CONTEXT_59, CONTEXT_60, load_context
 from emalab.data.dataset import LabeledImages, Sample, SegmentationDataset, open_image
 from emalab.data.errors import DataError
 from emalab.data.shapes import FAR, POOLED, load_shapes
@@ -40,6 +49,11 @@ DATASETS: dict[str, DatasetEntry] = {
         DatasetEntry(CAMVID, load_camvid),
         DatasetEntry(VOC, partial(load_voc, VOC)),
         DatasetEntry(VOC_ANIMALS, partial(load_voc, VOC_ANIMALS)),
+        DatasetEntry(CONTEXT_59, partial(load_context, CONTEXT_59)),
+        DatasetEntry(CONTEXT_60, partial(load_context, CONTEXT_60)),
+        DatasetEntry(COCO_STUFF_10K, load_coco_stuff_10k),
+        DatasetEntry(COCO_STUFF_164K, load_coco_stuff_164k),
+        DatasetEntry(COCO_VOC, load_coco_voc),
         DatasetEntry(POOLED, partial(load_shapes, POOLED)),
         DatasetEntry(FAR, partial(load_shapes, FAR)),
     )
@@ -62,7 +76,8 @@ def load_dataset(name: str, split: str, root: Path | str | None = None) -> Label
     Args:
         name: one of `dataset_names()`.
         split: one of `get_spec(name).splits`.
-        root: the folder that contains the unpacked releases (`camvid/`, `VOCdevkit/`); unused for generated data.
+        root: the folder that contains the unpacked releases (`camvid/`, `VOCdevkit/`, `coco/`); unused for
+            generated data.
 
     Raises:
         DataError: no such name, split or root, or the root does not hold the list of this split.

@@ -32,6 +32,7 @@ CAMVID = DatasetSpec(
     palette=tuple(_CLASSES.values()),
     splits=("train", "val", "test", "trainval"),
     source="CamVid in the SegNet tutorial's release (367 train, 101 val, 233 test); non-commercial research use",
+    split_sizes=(367, 101, 233, 468),
 )
 
 _LABELS = {label: label for label in range(CAMVID.num_classes)} | {_VOID: CAMVID.ignore_index}

@@ -27,11 +27,12 @@ class Problem:
 
 @dataclass
 class CheckReport:
-    """What `check_dataset` found: the number of samples in each split, and the problems."""
+    """What `check_dataset` found: the number of samples in each split, the problems, and what is only worth knowing."""
 
     name: str
     counts: dict[str, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -40,7 +41,7 @@ class CheckReport:
 
     def __str__(self) -> str:
         counts = ", ".join(f"{split} {count}" for split, count in self.counts.items()) or "no split could be read"
-        lines = [f"{self.name}: {counts}"]
+        lines = [f"{self.name}: {counts}", *(f"note: {note}" for note in self.notes)]
         by_kind = defaultdict(list)
         for problem in self.problems:
             by_kind[problem.kind].append(problem)
@@ -71,7 +72,8 @@ def check_dataset(
         progress: show a progress bar.
 
     Returns:
-        The report. Generated data has no files, so nothing can be wrong with it.
+        The report. A split that differs in size from the published one is a note, not a problem. Generated data has
+        no files, so nothing can be wrong with it.
 
     Raises:
         DataError: there is no data set or split of this name.
@@ -90,6 +92,9 @@ def check_dataset(
                 report.problems.append(problem)
             continue
         report.counts[split] = len(dataset)
+        if (published := spec.published_size(split)) not in (None, len(dataset)):
+            # A subset is a legitimate thing to train on, but its scores are not comparable.
+            report.notes.append(f"{split} lists {len(dataset)} images, the published split has {published}")
         if isinstance(dataset, SegmentationDataset):
             samples |= {pair: (dataset, index) for index, pair in enumerate(dataset.pairs)}
 

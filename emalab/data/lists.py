@@ -25,11 +25,16 @@ def require_root(root: Path | None, name: str, contents: str) -> Path:
     return root
 
 
-def read_names(root: Path, *candidates: str) -> list[str]:
+def read_names(root: Path, *candidates: str, advice: str | None = None) -> list[str]:
     """Names (file stems) in the first of the lists that exists under `root`, one a line, in order.
 
     Some releases list names, others "image-file label-file" with paths of the authors' machine: the stem of the
     first field is the name in both.
+
+    Args:
+        root: the data root.
+        candidates: places of the list under `root`.
+        advice: what to do when the list is in none of them, where that is more than unpacking the release.
 
     Raises:
         DataError: none of the files exists, or the list is empty or has a name twice.
@@ -38,8 +43,8 @@ def read_names(root: Path, *candidates: str) -> list[str]:
     if path is None:
         raise MissingFileError(
             f"{root} has no {' or '.join(candidates)}, the list of this split's images. The data root must be the "
-            f"folder that contains {candidates[0].partition('/')[0]}/ (--data-root or EMALAB_DATA), and the release "
-            "must hold this split."
+            f"folder that contains {candidates[0].partition('/')[0]}/ (--data-root or EMALAB_DATA). "
+            + (advice or "The release must hold this split.")
         )
     names = [Path(line.split()[0]).stem for line in path.read_text().splitlines() if line.strip()]
     if not names:

@@ -19,6 +19,7 @@ class DatasetSpec:
         ignore_index: label value of pixels that neither train nor count.
         report_name: name of the headline score.
         report_classes: classes that the headline score averages over; empty for all of them.
+        split_sizes: published number of images of each split; empty where none is published.
 
     Raises:
         ValueError: the fields contradict each other.
@@ -33,6 +34,7 @@ class DatasetSpec:
     ignore_index: int = 255
     report_name: str = "mIoU"
     report_classes: tuple[str, ...] = ()
+    split_sizes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         def fail(reason: str) -> None:
@@ -51,11 +53,17 @@ class DatasetSpec:
             fail(f"ignore_index {self.ignore_index} must lie above the {len(self.classes)} labels, and at most at 255")
         if unknown := set(self.report_classes) - set(self.classes):
             fail(f"report_classes {sorted(unknown)} are not among its classes")
+        if self.split_sizes and len(self.split_sizes) != len(self.splits):
+            fail(f"{len(self.splits)} splits but {len(self.split_sizes)} split_sizes")
 
     @property
     def num_classes(self) -> int:
         """Number of classes, the ignored label not counted."""
         return len(self.classes)
+
+    def published_size(self, split: str) -> int | None:
+        """Number of images of `split` in the published benchmark; None where none is published."""
+        return dict(zip(self.splits, self.split_sizes, strict=False)).get(split)
 
     @property
     def report_indices(self) -> tuple[int, ...]:

@@ -36,6 +36,7 @@ VOC = DatasetSpec(
     palette=voc_palette(len(_CLASSES)),
     splits=("train", "val", "trainval", "trainaug"),
     source="PASCAL VOC 2012 (1464 train, 1449 val) and SBD (10582 trainaug); the images are under Flickr's terms",
+    split_sizes=(1464, 1449, 2913, 10582),
 )
 
 # Most vehicles and furniture are missing in the animals subset, so its score averages over the classes that are there.
@@ -47,6 +48,7 @@ VOC_ANIMALS = replace(
     "side; the images are under Flickr's terms",
     report_name="VOC-animals-7",
     report_classes=("background", "cat", "cow", "dog", "horse", "person", "sheep"),
+    split_sizes=(437, 297, 734, 3131),
 )
 
 
@@ -55,18 +57,20 @@ def load_voc(spec: DatasetSpec, split: str, root: Path | None) -> SegmentationDa
 
     The images of `split` are those of `ImageSets/Segmentation/SPLIT.txt`. Labels come from VOC's own folder
     `SegmentationClass` where it holds the image, else from `SegmentationClassAug`. `trainaug` is not part of the
-    devkit: it is VOC's train images plus those images of SBD that are not in VOC's val, and its list (`trainaug.txt`
-    or `train_aug.txt`) comes with `SegmentationClassAug`. SBD's label maps have no ignored border around objects,
-    VOC's own have.
+    devkit: it is VOC's train images plus those images of SBD that are not in VOC's val; its list (`trainaug.txt`
+    or `train_aug.txt`) and `SegmentationClassAug` are made by `emalab.data.sbd.convert_sbd`. SBD's label maps have no
+    ignored border around objects, VOC's own have.
 
     Raises:
         DataError: there is no such root, or it has no list of the split.
     """
     root = require_root(root, spec.name, "VOCdevkit/")
     lists = [f"VOCdevkit/VOC2012/ImageSets/Segmentation/{split}.txt"]
+    advice = None
     if split == "trainaug":
         lists.append("VOCdevkit/VOC2012/ImageSets/Segmentation/train_aug.txt")
-    names = read_names(root, *lists)
+        advice = "It is made from SBD and VOC's own lists: `emalab data prepare voc`."
+    names = read_names(root, *lists, advice=advice)
     voc = root / "VOCdevkit/VOC2012"
     # VOC's own labels come last and win: some copies of the other folder have SBD's for VOC's images, borders lost.
     masks = files_by_name(voc / "SegmentationClassAug", ".png") | files_by_name(voc / "SegmentationClass", ".png")
