@@ -28,6 +28,7 @@ from emalab.segmenter import Segmenter, build_segmenter
 __all__ = [
     "CheckpointError",
     "export_segmenter",
+    "load_initial_weights",
     "load_segmenter",
     "load_training_state",
     "read_metadata",
@@ -171,6 +172,43 @@ def load_segmenter(path_or_name: str | Path) -> Segmenter:
     except RuntimeError as error:
         raise CheckpointError(f"the weights in {path} do not fit the network of their recipe: {error}") from error
     return model.eval()
+
+
+def load_initial_weights(model: Segmenter, path_or_name: str | Path) -> list[str]:
+    """Give ``model`` the weights, statistics and bases of a trained network, to go on from there with other data.
+
+    Strict: both must have the same tensors. Where they tell another number of classes apart, the tensors with a row for
+    each class keep the values they have.
+
+    Args:
+        model: changed in place.
+        path_or_name: as in `load_segmenter`.
+
+    Returns:
+        The names of the tensors that were left alone.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as in `load_segmenter`, and for a network that differs in anything but the
+            number of classes; the message names the first tensor that does.
+    """
+    source = load_segmenter(path_or_name)
+    theirs, ours = source.state_dict(), model.state_dict()
+    classes = (source.config.num_classes, model.config.num_classes)
+
+    def classifies(key: str) -> bool:
+        old, new = theirs[key].shape, ours[key].shape
+        return classes[0] != classes[1] and (old[:1], new[:1]) == ((classes[0],), (classes[1],)) and old[1:] == new[1:]
+
+    new = [key for key in ours if key in theirs and classifies(key)]
+    for key in {**ours, **theirs}:
+        shapes = [tuple(state[key].shape) if key in state else "absent" for state in (theirs, ours)]
+        if shapes[0] != shapes[1] and key not in new:
+            raise CheckpointError(
+                f"the weights in {path_or_name} are of another network: {key} is {shapes[0]} there and {shapes[1]} "
+                "here; only the number of classes may differ"
+            )
+    model.load_state_dict({key: value for key, value in theirs.items() if key not in new}, strict=False)
+    return new
 
 
 def shipped_weights() -> dict[str, Path]:

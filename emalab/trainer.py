@@ -21,14 +21,14 @@ from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from emalab.checkpoints import CheckpointError, load_training_state, save_training_state
+from emalab.checkpoints import CheckpointError, load_initial_weights, load_training_state, save_training_state
 from emalab.data import LabeledImages, load_dataset
 from emalab.data.loader import training_loader
 from emalab.data.transforms import TrainTransform
 from emalab.evaluation import evaluate
 from emalab.metrics import SegmentationScores
 from emalab.optim import cross_entropy, parameter_groups, poly_lr
-from emalab.recipes import Recipe, recipe_to_dict
+from emalab.recipes import Recipe, recipe_names, recipe_to_dict
 from emalab.results import git_commit, make_record, write_record
 from emalab.runlog import RunLog
 from emalab.segmenter import Segmenter, build_segmenter
@@ -38,6 +38,7 @@ __all__ = [
     "TrainResult",
     "Trainer",
     "TrainingDivergedError",
+    "run_folder",
     "train",
 ]
 
@@ -106,10 +107,15 @@ def train(
         DataError: data that are missing or wrong.
         ValueError: a recipe that does not fit its data or these devices.
         FileExistsError: ``out`` holds a run already and ``options.resume`` is off.
-        CheckpointError: ``last.pt`` is damaged or belongs to another recipe.
+        CheckpointError: ``last.pt`` is damaged or belongs to another recipe, or the weights to start from do not fit.
         TrainingDivergedError: the loss became infinite or NaN.
     """
     return Trainer(recipe, Path(out), options or RunOptions(), train_data, eval_data).fit()
+
+
+def run_folder(name: str, seed: int) -> str:
+    """How the folder of a run of the recipe ``name`` is called, unless somebody says otherwise."""
+    return f"{name}-seed{seed}"
 
 
 class _TrainingStep(nn.Module):
@@ -160,7 +166,9 @@ class Trainer:
         self.iteration, self.best, self.seconds = 0, -math.inf, 0.0
         self.commit = options.commit or git_commit()  # now: the source may change while a long run goes on
         self.model = self._build_model()
+        self.out.mkdir(parents=True, exist_ok=True)
         self._step, self.optimizer = self._set_up()
+        self.scored = self.model.with_output_stride(recipe.evaluation.output_stride or recipe.model.output_stride)
         self._record_graph = recipe.execution == "cuda_graph" and self.fabric.device.type == "cuda"
         if self.last.exists():
             self._resume()
@@ -254,14 +262,17 @@ class Trainer:
         return mean.clamp(min=1)
 
     def evaluate(self, scales: tuple[float, ...] = (1.0,), flip: bool = False) -> SegmentationScores:
-        """Score the network as it is now on the recipe's evaluation split, under the recipe's precision."""
+        """Score the network as it is now on the recipe's evaluation split, under the recipe's precision and stride."""
+        config = self.recipe.evaluation
         with self.fabric.autocast():
             scores = evaluate(
-                self.model,
+                self.scored,
                 self.eval_data,
                 scales,
                 flip,
-                batch_size=self.recipe.evaluation.batch_size,
+                window=config.window,
+                overlap=config.overlap,
+                batch_size=config.batch_size,
                 num_workers=min(self._workers(), 8),
                 progress=self.options.progress,
             )
@@ -303,16 +314,36 @@ class Trainer:
             raise FileExistsError(
                 f"{self.out} holds a run already; go on with it (--resume), or choose another folder for this one"
             )
-        self.out.mkdir(parents=True, exist_ok=True)
 
     def _build_model(self) -> Segmenter:
+        config, start = self.recipe.model, self.recipe.init_from
         torch.manual_seed(self.recipe.seed)
-        model = build_segmenter(self.recipe.model).to(memory_format=torch.channels_last)
+        model = build_segmenter(replace(config, backbone_weights=None) if start else config)
+        model.config = config
+        if start and not self.last.exists():
+            load_initial_weights(model, self._finished(start) if start in recipe_names() else start)
+        model = model.to(memory_format=torch.channels_last)
         if self.recipe.precision == "64-true":
             model = model.double()
         if self.fabric.world_size > 1 and self.fabric.device.type == "cuda":
             model = convert_sync_batchnorm(model)
         return model
+
+    def _finished(self, name: str) -> Path:
+        """The weights at the end of the run of another recipe, beside this one."""
+        path = self.out.parent / run_folder(name, self.recipe.seed) / "last.pt"
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{self.recipe.name} starts from the weights of {name}, and there is no {path}; train that first "
+                f"(emalab train {name} --seed {self.recipe.seed}), or name a checkpoint with --init-from"
+            )
+        recipe, state = load_training_state(path)
+        if state["iteration"] < recipe.optim.iterations:
+            raise CheckpointError(
+                f"{path} is at iteration {state['iteration']} of {recipe.optim.iterations}; go on with it (--resume) "
+                f"before {self.recipe.name} starts from its weights"
+            )
+        return path
 
     def _set_up(self) -> tuple[Any, Any]:
         """The module and the optimizer of a step, as Fabric wraps them for this device and precision."""
@@ -330,9 +361,10 @@ class Trainer:
 
     def _resume(self) -> None:
         recipe, state = load_training_state(self.last)
-        if replace(recipe, evaluation=self.recipe.evaluation) != self.recipe:  # how to score may still change
-            ours, theirs = recipe_to_dict(self.recipe), recipe_to_dict(recipe)
-            changed = ", ".join(key for key in ours if ours[key] != theirs[key])
+        ours, theirs = recipe_to_dict(self.recipe), recipe_to_dict(recipe)
+        # How to score may still change, and what is said of a recipe decides nothing.
+        fixed = ours.keys() - {"evaluation", "summary", "notes", "published"}
+        if changed := ", ".join(key for key in ours if key in fixed and ours[key] != theirs[key]):
             raise CheckpointError(
                 f"{self.last} was trained with another recipe (it differs in: {changed}); "
                 "resume with the recipe it was started with, or choose another folder"

@@ -4,11 +4,12 @@ An experiment is a recipe, not a script. A recipe serializes to JSON and travels
 result record.
 """
 
-from emalab.recipes.catalog import get_recipe, recipe_names
+from emalab.recipes.catalog import get_recipe, recipe_groups, recipe_names
 from emalab.recipes.config import (
     DataConfig,
     EvalConfig,
     OptimConfig,
+    Published,
     Recipe,
     recipe_from_dict,
     recipe_to_dict,
@@ -18,9 +19,11 @@ __all__ = [
     "DataConfig",
     "EvalConfig",
     "OptimConfig",
+    "Published",
     "Recipe",
     "get_recipe",
     "recipe_from_dict",
+    "recipe_groups",
     "recipe_names",
     "recipe_to_dict",
 ]

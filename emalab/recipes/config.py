@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import tyro
 
 from emalab.segmenter import SegmenterConfig
 
@@ -12,6 +14,7 @@ __all__ = [
     "DataConfig",
     "EvalConfig",
     "OptimConfig",
+    "Published",
     "Recipe",
     "recipe_from_dict",
     "recipe_to_dict",
@@ -28,7 +31,7 @@ class DataConfig:
     """What the network sees."""
 
     name: str = "voc"
-    """Dataset: voc, voc-animals, camvid, shapes-pooled or shapes-far."""
+    """Data set, by the name that `emalab data prepare` and `emalab data check` know."""
     train_split: str = "trainaug"
     """Split to learn from."""
     eval_split: str = "val"
@@ -73,6 +76,8 @@ class OptimConfig:
     """Largest L2 norm of the whole gradient; none for no clipping."""
     loss_average: LossAverage = "valid"
     """Divide the summed cross-entropy by labeled pixels ("valid") or, as in the authors' code, by all ("all")."""
+    auxiliary_weight: float = 0.4
+    """Weight of the loss of an auxiliary head, where the network has one (model.auxiliary_channels)."""
     freeze_batch_norm: bool = False
     """Keep batch norm at its running statistics during training."""
 
@@ -89,6 +94,25 @@ class EvalConfig:
     """Scales averaged at the end of training."""
     flip: bool = False
     """Also average over mirrored images at the end of training."""
+    output_stride: int | None = None
+    """Pixels per position of the feature map when the network is scored, with the same weights; none for that of
+    training."""
+    window: tuple[int, int] | None = None
+    """Height and width of sliding windows, for images too large to be seen at once; none for whole images."""
+    overlap: float = 1 / 3
+    """Part of a window that the next one shares."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A score that somebody else reports for a recipe: what a run of it is to be compared with."""
+
+    score: float
+    """Mean IoU in percent, as printed."""
+    protocol: str
+    """How it was measured: "single scale" and "multi-scale + flip" are those of a record, on the recipe's own split."""
+    source: str
+    """Who says so, and where."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +134,13 @@ class Recipe:
     "compile" (torch.compile, a minute at the start)."""
     seed: int = 0
     """Decides initial weights, data order and augmentation."""
+    init_from: str | None = None
+    """Weights to start from instead of the backbone's: a checkpoint, or the name of a recipe whose finished run lies
+    beside this one with the same seed. The classifier starts anew where it tells another number of classes apart."""
+    notes: Annotated[str, tyro.conf.Suppress] = ""
+    """What a reader of its scores must know: what could not be checked, or differs from what it reproduces."""
+    published: Annotated[tuple[Published, ...], tyro.conf.Suppress] = ()
+    """What others report for it."""
 
     def __post_init__(self) -> None:
         """Check what no single field can see."""
@@ -119,13 +150,16 @@ class Recipe:
             "optim.iterations": optim.iterations,
             "optim.lr_hold": optim.lr_hold,
             "evaluation.batch_size": evaluation.batch_size,
+            "evaluation.window": min(evaluation.window or (1, 1)),
         }
         least_zero = {
             "optim.lr": optim.lr,
             "optim.weight_decay": optim.weight_decay,
             "optim.power": optim.power,
             "optim.warmup": optim.warmup,
+            "evaluation.overlap": evaluation.overlap,
             "optim.clip_norm": optim.clip_norm or 0,
+            "optim.auxiliary_weight": optim.auxiliary_weight,
             "evaluation.every": evaluation.every,
         }
         for least, values in ((1, least_one), (0, least_zero)):
@@ -134,6 +168,8 @@ class Recipe:
                     raise ValueError(f"recipe {self.name}: {name} must be at least {least}, got {value}")
         if not evaluation.scales or min(evaluation.scales) <= 0:
             raise ValueError(f"recipe {self.name}: evaluation.scales must be positive, got {evaluation.scales}")
+        if evaluation.overlap >= 1:
+            raise ValueError(f"recipe {self.name}: evaluation.overlap must be below 1, got {evaluation.overlap}")
         if not 0 < self.data.scale_range[0] <= self.data.scale_range[1]:
             raise ValueError(
                 f"recipe {self.name}: data.scale_range must rise from above 0, got {self.data.scale_range}"
@@ -170,6 +206,8 @@ def _from_dict(cls: type, values: dict[str, Any], where: str) -> Any:
         hint = hints[key]
         if isinstance(hint, type) and dataclasses.is_dataclass(hint):
             value = _from_dict(hint, value, f"{where}.{key}")
+        elif hint == tuple[Published, ...]:
+            value = tuple(_from_dict(Published, entry, f"{where}.{key}[{i}]") for i, entry in enumerate(value))
         elif isinstance(value, list):
             value = tuple(value)
         elif get_origin(hint) is Literal and value not in (allowed := get_args(hint)):
