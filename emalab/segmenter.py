@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from emalab.backbones import build_backbone
 from emalab.bases import MaintenanceName, Renormalize
 from emalab.data.transforms import Normalize
 from emalab.em import Grad, Norm
 from emalab.fastops import upsample_bilinear
-from emalab.modules import EMAU, ConvNormAct, NonLocal2d, NonLocalMode
+from emalab.modules import EMAU, ConvNormAct, NonLocal2d, NonLocalMode, PyramidPooling
 
-ContextName = Literal["none", "non_local", "ema"]
+ContextName = Literal["none", "non_local", "deeplab_v3", "psp", "ema"]
 
 DEFAULT_WEIGHTS = "emanet-lite2-voc-animals"
 
@@ -35,6 +37,8 @@ class EMAConfig:
     grad: Grad = "stop"
     scale: float = 1.0
     renormalize: Renormalize = "none"
+    eps: float = 1e-6
+    clamp: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,13 +69,17 @@ class SegmenterConfig:
     batch_norm_momentum: float | None = None
     """Weight of the new batch in the running statistics of every batch norm; none for the networks' own, mostly 0.1."""
     context: ContextName = "ema"
-    """How positions learn of each other: "none" (the plain FCN head), "non_local" or "ema"."""
+    """How positions learn of each other: "none" (the plain FCN head), "non_local", "deeplab_v3", "psp" or "ema"."""
     channels: int = 512
-    """Channels of the reduced features that the context module works on."""
+    """Channels of the reduced features that the context module works on; "deeplab_v3" and "psp" take all of them."""
     head_channels: int = 256
     """Channels between the context module and the classifier."""
     head_kernel: int = 3
     """Kernel size of the two convolutions around the context module; 1 keeps the receptive field."""
+    concat_input: bool = False
+    """Let the classifier see the backbone's features too, beside head_channels of context (mmsegmentation)."""
+    auxiliary_channels: int = 0
+    """Channels of an FCN head on the stage before the last, which helps in training alone; 0 for no such head."""
     dropout: float = 0.1
     """Probability of dropping a channel before the classifier."""
     align_corners: bool = False
@@ -89,8 +97,11 @@ class Segmenter(nn.Module):
     Attributes:
         config: what it was built from.
         normalize: uint8 RGB → floating point with the mean and standard deviation that the backbone expects.
-        reduction, context, classifier: the three parts of the head. ``context`` is an `EMAU`, a `NonLocal2d` or an
-            identity, each (b, c, h, w) → (b, c, h, w).
+        reduction, context, classifier: the three parts of the head, each (b, c, h, w) → (b, c′, h, w). ``context`` is
+            an `EMAU`, a `NonLocal2d` or an identity; or, with an identity for ``reduction``, torchvision's `ASPP`
+            ("deeplab_v3") or `PyramidPooling` ("psp"), which reduce the channels themselves.
+        bottleneck: with ``concat_input``, what the context's output goes through to join the backbone's features.
+        auxiliary: the auxiliary head, or None.
 
     Raises:
         ValueError: a setting that no network can have.
@@ -100,17 +111,26 @@ class Segmenter(nn.Module):
         super().__init__()
         if config.num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {config.num_classes}")
+        if config.auxiliary_channels < 0:
+            raise ValueError(f"auxiliary_channels must be at least 0, got {config.auxiliary_channels}")
         self.config = config
         self.backbone = build_backbone(
-            config.backbone, config.output_stride, config.multi_grid, config.backbone_weights, config.backbone_blocks
+            config.backbone,
+            config.output_stride,
+            config.multi_grid,
+            config.backbone_weights,
+            config.backbone_blocks,
+            num_stages=2 if config.auxiliary_channels else 1,
         )
-        self.reduction = ConvNormAct(self.backbone.channels, config.channels, config.head_kernel)
-        self.context = _build_context(config)
-        self.classifier = nn.Sequential(
-            ConvNormAct(config.channels, config.head_channels, config.head_kernel),
-            nn.Dropout2d(config.dropout),
-            nn.Conv2d(config.head_channels, config.num_classes, 1),
-        )
+        self.reduction, self.context, channels = _build_context(config, self.backbone.channels)
+        self.bottleneck: nn.Module | None = None
+        if config.concat_input:
+            self.bottleneck = ConvNormAct(channels, config.head_channels, config.head_kernel)
+            channels = self.backbone.channels + config.head_channels
+        self.classifier = _fcn_head(config, channels, config.head_channels, config.head_kernel)
+        self.auxiliary: nn.Module | None = None
+        if config.auxiliary_channels:
+            self.auxiliary = _fcn_head(config, self.backbone.stage_channels[-2], config.auxiliary_channels, 3)
         self.normalize = Normalize(self.backbone.mean, self.backbone.std)
         if config.batch_norm_momentum is not None:
             for module in self.modules():
@@ -130,23 +150,44 @@ class Segmenter(nn.Module):
     @property
     def head(self) -> nn.ModuleList:
         """Everything but the backbone: the modules that start from random weights."""
-        return nn.ModuleList([self.reduction, self.context, self.classifier])
+        parts = (self.reduction, self.context, self.bottleneck, self.classifier, self.auxiliary)
+        return nn.ModuleList(part for part in parts if part is not None)
 
     def features(self, images: Tensor) -> Tensor:
         """What the context module sees: (b, 3, h, w) → (b, channels, ⌈h/s⌉, ⌈w/s⌉)."""
+        return self.reduction(self._stages(images)[-1])
+
+    def coarse_logits(self, images: Tensor) -> Tensor:
+        """(b, 3, h, w) → logits (b, classes, ⌈h/s⌉, ⌈w/s⌉), not yet enlarged to the image."""
+        return self._classify(self._stages(images)[-1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(b, 3, h, w) → logits (b, classes, h, w)."""
+        return self._enlarge(self.coarse_logits(images), images)
+
+    def training_logits(self, images: Tensor) -> list[Tensor]:
+        """What a loss looks at: the logits, (b, classes, h, w), then those of the auxiliary head where there is one."""
+        stages = self._stages(images)
+        logits = [self._classify(stages[-1])]
+        if self.auxiliary is not None:
+            logits.append(self.auxiliary(stages[-2]))
+        return [self._enlarge(of_head, images) for of_head in logits]
+
+    def _stages(self, images: Tensor) -> list[Tensor]:
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"a Segmenter expects images (b, 3, h, w), got {tuple(images.shape)}")
         if images.dtype == torch.uint8:
             images = self.normalize(images)
-        return self.reduction(self.backbone(images))
+        return self.backbone.stages(images)
 
-    def coarse_logits(self, images: Tensor) -> Tensor:
-        """(b, 3, h, w) → logits (b, classes, ⌈h/s⌉, ⌈w/s⌉), not yet enlarged to the image."""
-        return self.classifier(self.context(self.features(images)))
+    def _classify(self, features: Tensor) -> Tensor:
+        attended = self.context(self.reduction(features))
+        if self.bottleneck is not None:
+            attended = torch.cat([features, self.bottleneck(attended)], dim=1)
+        return self.classifier(attended)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(b, 3, h, w) → logits (b, classes, h, w)."""
-        return upsample_bilinear(self.coarse_logits(images), images.shape[-2:], self.config.align_corners)
+    def _enlarge(self, logits: Tensor, images: Tensor) -> Tensor:
+        return upsample_bilinear(logits, images.shape[-2:], self.config.align_corners)
 
     def with_output_stride(self, output_stride: int) -> Segmenter:
         """This network at another output stride: the same weights, the backbone dilated anew, multi-grid included.
@@ -176,11 +217,30 @@ def build_segmenter(config: SegmenterConfig) -> Segmenter:
     return Segmenter(config)
 
 
-def _build_context(config: SegmenterConfig) -> nn.Module:
-    if config.context == "ema":
-        return EMAU(config.channels, **asdict(config.ema))
-    if config.context == "non_local":
-        return NonLocal2d(config.channels, **asdict(config.non_local))
-    if config.context == "none":
-        return nn.Identity()
-    raise ValueError(f"context must be one of {', '.join(get_args(ContextName))}; got {config.context!r}")
+def _build_context(config: SegmenterConfig, channels: int) -> tuple[nn.Module, nn.Module, int]:
+    """Reduction and context for features of so many channels, and how many channels leave the context."""
+    if config.context == "deeplab_v3":
+        rates = [factor * 96 // config.output_stride for factor in (1, 2, 3)]  # 6, 12, 18 at stride 16
+        pyramid = ASPP(channels, rates, config.head_channels)
+        pyramid.project = pyramid.project[:3]  # without its dropout: the classifier has one
+        return nn.Identity(), pyramid, config.head_channels
+    if config.context == "psp":
+        pooling = PyramidPooling(channels)
+        return nn.Identity(), pooling, pooling.out_channels
+    contexts: dict[str, Callable[[], nn.Module]] = {
+        "none": nn.Identity,
+        "non_local": lambda: NonLocal2d(config.channels, **asdict(config.non_local)),
+        "ema": lambda: EMAU(config.channels, **asdict(config.ema)),
+    }
+    if config.context not in contexts:
+        raise ValueError(f"context must be one of {', '.join(get_args(ContextName))}; got {config.context!r}")
+    reduction = ConvNormAct(channels, config.channels, config.head_kernel)
+    return reduction, contexts[config.context](), config.channels
+
+
+def _fcn_head(config: SegmenterConfig, channels: int, inner_channels: int, kernel_size: int) -> nn.Sequential:
+    return nn.Sequential(
+        ConvNormAct(channels, inner_channels, kernel_size),
+        nn.Dropout2d(config.dropout),
+        nn.Conv2d(inner_channels, config.num_classes, 1),
+    )

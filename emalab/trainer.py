@@ -121,12 +121,17 @@ def run_folder(name: str, seed: int) -> str:
 class _TrainingStep(nn.Module):
     """Network and loss as one module: what DDP wraps, torch.compile fuses and a CUDA graph records."""
 
-    def __init__(self, model: Segmenter, ignore_index: int) -> None:
+    def __init__(self, model: Segmenter, ignore_index: int, auxiliary_weight: float) -> None:
         super().__init__()
-        self.model, self.ignore_index = model, ignore_index
+        self.model, self.ignore_index, self.auxiliary_weight = model, ignore_index, auxiliary_weight
 
     def forward(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        return cross_entropy(self.model(images), masks, self.ignore_index)
+        """Cross-entropy summed over labeled pixels, that of an auxiliary head weighted and added; their number."""
+        logits, *auxiliary = self.model.training_logits(images)
+        loss, labeled = cross_entropy(logits, masks, self.ignore_index)
+        for extra in auxiliary:
+            loss = loss + self.auxiliary_weight * cross_entropy(extra, masks, self.ignore_index)[0]
+        return loss, labeled
 
     def record(self, images: Tensor, masks: Tensor) -> None:
         """Replace forward and backward by a CUDA graph for batches of this shape, in training mode."""
@@ -354,7 +359,7 @@ class Trainer:
             optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=0.9, fused=fused)
         else:
             optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=fused)
-        step: Any = _TrainingStep(self.model, self.train_data.spec.ignore_index)
+        step: Any = _TrainingStep(self.model, self.train_data.spec.ignore_index, config.auxiliary_weight)
         if self.recipe.execution == "compile":
             step = torch.compile(step)
         return self.fabric.setup(step, optimizer)

@@ -17,7 +17,7 @@ from closed_form import REFERENCE, image, label, state_dict
 from tiny import CPU
 from torch import Tensor
 
-from emalab.convert import _theirs, load_official
+from emalab.convert.official import OFFICIAL, load_official
 from emalab.data.voc import VOC
 from emalab.optim import cross_entropy, parameter_groups, poly_lr
 from emalab.recipes import get_recipe
@@ -116,7 +116,7 @@ def test_parameter_groups() -> None:
         if not name.startswith("emau.conv1.")
     }
     model = load_official(state_dict(SMALL), 16, ())
-    names = {id(parameter): _theirs(name) for name, parameter in model.named_parameters()}
+    names = {id(parameter): OFFICIAL.theirs(name) for name, parameter in model.named_parameters()}
     ours = {
         names[id(parameter)]: (group["lr_factor"], group["weight_decay"])
         for group in parameter_groups(model, get_recipe("voc-r101").optim)
@@ -168,7 +168,7 @@ def test_four_training_steps(tmp_path: Path, compare: Compare) -> None:
         theirs = expected[f"mu_step{step}_f64_first4cols"]
         compare(f"4 training steps: bases after step {step}", bases[step - 1][..., :4], theirs)
 
-    state = {_theirs(key): value for key, value in trainer.model.state_dict().items()}
+    state = {OFFICIAL.theirs(key): value for key, value in trainer.model.state_dict().items()}
     trained = [state[key] for key in expected["keys"]]
     sums, norms = torch.stack([t.sum() for t in trained]), torch.stack([t.norm() for t in trained])
     compare("4 training steps: sums of the parameters", sums, expected["param_sum"])

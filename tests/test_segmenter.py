@@ -7,12 +7,15 @@ import torch
 import torch.nn.functional as F
 from tiny import random_images, tiny_segmenter
 from torch import nn
+from torchvision.models.segmentation.deeplabv3 import ASPP
 
-from emalab.modules import EMAU, NonLocal2d
+from emalab.modules import EMAU, ConvNormAct, NonLocal2d, PyramidPooling
 from emalab.segmenter import EMAConfig, NonLocalConfig, Segmenter, SegmenterConfig, build_segmenter
 
+CONTEXTS = {"none": nn.Identity, "non_local": NonLocal2d, "deeplab_v3": ASPP, "psp": PyramidPooling, "ema": EMAU}
 
-@pytest.mark.parametrize(("context", "kind"), [("none", nn.Identity), ("non_local", NonLocal2d), ("ema", EMAU)])
+
+@pytest.mark.parametrize(("context", "kind"), CONTEXTS.items())
 class TestEveryContext:
     @pytest.mark.parametrize("size", [(64, 64), (37, 51), (1, 1)], ids=str)
     def test_labels_every_pixel(self, context: str, kind: type, size: tuple[int, int]) -> None:
@@ -22,10 +25,18 @@ class TestEveryContext:
         assert logits.shape == (2, 5, *size)
         assert logits.dtype == torch.float32
 
-    def test_every_trainable_parameter_learns(self, context: str, kind: type) -> None:
-        model = tiny_segmenter(context=context).train()
-        model(random_images(2, 3, 32, 32)).square().sum().backward()
+    @pytest.mark.parametrize("concat_input", [False, True])
+    def test_every_trainable_parameter_learns(self, context: str, kind: type, concat_input: bool) -> None:
+        model = tiny_segmenter(context=context, concat_input=concat_input, auxiliary_channels=8).train()
+        sum(logits.square().sum() for logits in model.training_logits(random_images(2, 3, 32, 32))).backward()
         assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+    def test_learns_from_single_images_with_frozen_batch_norm(self, context: str, kind: type) -> None:
+        model = tiny_segmenter(context=context).train()
+        for module in model.modules():
+            module.train(not isinstance(module, nn.BatchNorm2d))
+        model(random_images(1, 3, 32, 32)).square().sum().backward()
+        assert model.backbone.layers[0].weight.grad.abs().sum() > 0
 
 
 def test_is_its_four_parts() -> None:
@@ -34,6 +45,52 @@ def test_is_its_four_parts() -> None:
     x = model.reduction(model.backbone((images.float() / 255 - 0.5) / 0.5))
     small = model.classifier(model.context(x))
     torch.testing.assert_close(model(images), F.interpolate(small, (30, 33), mode="bilinear"))
+
+
+def test_concat_input_shows_the_classifier_the_backbones_features() -> None:
+    model = tiny_segmenter(concat_input=True, head_channels=6)
+    images = random_images(2, 3, 32, 32)
+    features = model.backbone(model.normalize(images))
+    context = model.bottleneck(model.context(model.reduction(features)))
+    assert context.shape[1] == 6
+    torch.testing.assert_close(model.coarse_logits(images), model.classifier(torch.cat([features, context], dim=1)))
+
+
+class TestAuxiliaryHead:
+    def test_by_hand(self) -> None:
+        model = tiny_segmenter(auxiliary_channels=6)
+        images = random_images(2, 3, 32, 32)
+        inner, _ = model.backbone.stages(model.normalize(images))
+        logits, auxiliary = model.training_logits(images)
+        assert torch.equal(logits, model(images))
+        assert isinstance(model.auxiliary[0], ConvNormAct)
+        torch.testing.assert_close(auxiliary, F.interpolate(model.auxiliary(inner), (32, 32), mode="bilinear"))
+
+    def test_is_left_out_of_evaluation(self) -> None:
+        model = tiny_segmenter(auxiliary_channels=6)
+        model.auxiliary.register_forward_hook(lambda *_: pytest.fail("the auxiliary head ran"))
+        model(random_images(1, 3, 32, 32))
+
+    def test_changes_no_other_initial_weight(self) -> None:
+        plain, helped = (dict(tiny_segmenter(auxiliary_channels=n).named_parameters()) for n in (0, 6))
+        assert plain.keys() < helped.keys()
+        assert all(torch.equal(value, helped[key]) for key, value in plain.items())
+
+    def test_none_by_default(self) -> None:
+        model = tiny_segmenter()
+        assert model.auxiliary is None
+        assert len(model.training_logits(random_images(1, 3, 32, 32))) == 1
+
+    def test_channels_below_zero(self) -> None:
+        with pytest.raises(ValueError, match="auxiliary_channels must be at least 0, got -1"):
+            tiny_segmenter(auxiliary_channels=-1)
+
+
+@pytest.mark.parametrize(("stride", "rates"), [(8, [12, 24, 36]), (16, [6, 12, 18]), (32, [3, 6, 9])])
+def test_atrous_rates_keep_their_reach_in_pixels(stride: int, rates: list[int]) -> None:
+    """Those of DeepLabV3 at strides 8 and 16."""
+    model = Segmenter(SegmenterConfig(backbone="resnet18", output_stride=stride, context="deeplab_v3"))
+    assert [branch[0].dilation for branch in model.context.convs[1:4]] == [(rate, rate) for rate in rates]
 
 
 def test_images_may_come_normalized() -> None:
@@ -62,9 +119,10 @@ def test_without_context_no_news_from_beyond_the_receptive_field() -> None:
     images = random_images(1, 3, 64, 64)
     changed = images.clone()
     changed[..., :16, :16] = 255 - changed[..., :16, :16]
-    for context, travels in (("none", False), ("non_local", True), ("ema", True)):
-        model = tiny_segmenter(context=context)
-        nn.init.ones_(model.context.conv_out[1].weight) if travels else None  # a new non-local block is the identity
+    for context in CONTEXTS:
+        travels, model = context != "none", tiny_segmenter(context=context)
+        if context == "non_local":
+            nn.init.ones_(model.context.conv_out[1].weight)  # a new block is the identity
         assert (not torch.equal(model(images)[..., 40:, 40:], model(changed)[..., 40:, 40:])) == travels
 
 
@@ -78,7 +136,7 @@ def test_settings_reach_the_modules() -> None:
 
 
 def test_head_is_everything_but_the_backbone() -> None:
-    model = tiny_segmenter()
+    model = tiny_segmenter(concat_input=True, auxiliary_channels=8)
     head, backbone = ({id(p) for p in part.parameters()} for part in (model.head, model.backbone))
     assert not head & backbone
     assert head | backbone == {id(p) for p in model.parameters()}
@@ -102,5 +160,5 @@ def test_one_class() -> None:
 
 
 def test_unknown_context() -> None:
-    with pytest.raises(ValueError, match="context must be one of none, non_local, ema; got 'emma'"):
+    with pytest.raises(ValueError, match="context must be one of none, non_local, deeplab_v3, psp, ema; got 'emma'"):
         build_segmenter(SegmenterConfig(backbone="tiny", output_stride=4, context="emma"))

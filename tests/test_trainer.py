@@ -51,6 +51,10 @@ def losses(folder: Path) -> dict[float, float]:
     return {line["iteration"]: line["loss"] for line in read_log(folder) if "loss" in line}
 
 
+def with_auxiliary_head(recipe: Recipe) -> Recipe:
+    return replace(recipe, model=replace(recipe.model, auxiliary_channels=8, concat_input=True))
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainResult]:
     """An uninterrupted run of the tiny recipe."""
@@ -90,6 +94,19 @@ class TestStep:
             torch.testing.assert_close(ours, theirs - lr * (theirs.grad + decay), msg=name)
         for key in ("context.bases", "reduction.1.running_mean"):
             torch.testing.assert_close(trainer.model.get_buffer(key), by_hand.get_buffer(key))
+
+    def test_auxiliary_loss_is_added_with_its_weight(self, tmp_path: Path) -> None:
+        optim = {"optimizer": "sgd", "lr": 0.1, "warmup": 0, "weight_decay": 0.0, "auxiliary_weight": 0.25}
+        trainer, by_hand, loss = self.stepped(with_auxiliary_head(tiny_recipe(optim=optim)), tmp_path)
+        images, masks = self.batch()
+        (total, labeled), (extra, _) = (cross_entropy(logits, masks) for logits in by_hand.training_logits(images))
+        expected = (total + 0.25 * extra) / labeled
+        torch.testing.assert_close(loss, expected.detach())
+        expected.backward()
+        for name in ("backbone.layers.0.weight", "auxiliary.0.0.weight", "auxiliary.2.bias", "classifier.2.weight"):
+            before, ours = by_hand.get_parameter(name), trainer.model.get_parameter(name)
+            assert before.grad.abs().max() > 0
+            torch.testing.assert_close(ours, before - 0.1 * before.grad, msg=name)
 
     def test_clips_the_whole_gradient(self, tmp_path: Path) -> None:
         optim = {"optimizer": "sgd", "lr": 1.0, "warmup": 0, "weight_decay": 0.0, "clip_norm": 1e-3}
@@ -180,6 +197,20 @@ class TestResume:
         assert losses(killed) == losses(tmp_path / "whole"), f"killed at iteration {moment}"
         records = [load_records(tmp_path / name, "record.json")[0] for name in ("killed", "whole")]
         assert records[0]["scores"] == records[1]["scores"]
+
+    def test_auxiliary_head_goes_on_where_it_stood(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        recipe, save = with_auxiliary_head(tiny_recipe()), Trainer.save
+        whole = short_train(recipe, tmp_path / "whole")
+        with monkeypatch.context() as stopped:
+            stopped.setattr(Trainer, "save", lambda trainer, path: (save(trainer, path), sys.exit("stopped")))
+            with pytest.raises(SystemExit, match="stopped"):
+                short_train(recipe, tmp_path / "stopped")
+        assert load_training_state(tmp_path / "stopped" / "last.pt")[1]["iteration"] == 4
+        resumed = short_train(recipe, tmp_path / "stopped", resume=True)
+        assert_same(tmp_path / "stopped", tmp_path / "whole")
+        assert resumed.scores == whole.scores
+        loaded = load_segmenter(tmp_path / "stopped" / "last.pt")
+        assert torch.equal(loaded.auxiliary[2].weight, whole.model.auxiliary[2].weight)
 
     def test_a_full_disk_leaves_the_last_checkpoint(
         self, finished: tuple[Path, TrainResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
