@@ -167,11 +167,16 @@ def convert_coco_stuff_10k(root: Path, *, num_threads: int | None = None, progre
 def convert_coco_voc(root: Path, *, num_threads: int | None = None, progress: bool = False) -> None:
     """Make `coco/voc/{train,val}.txt`, the images of COCO 2017 with at least one pixel of a class of VOC.
 
+    Every label map is read, which takes some minutes; a list that is there is kept.
+
     Raises:
         DataError: labels are missing, cannot be read, or hold values that COCO-Stuff does not use.
     """
     table = lookup_table(_VOC_LABELS)
     for split in COCO_VOC.splits:
+        target = root / FOLDER_2017 / f"voc/{split}.txt"
+        if target.is_file():
+            continue
         pairs = _pairs_2017(root, split, _names_2017(root, split))
 
         def shows_voc(pair: FilePair) -> bool:
@@ -179,10 +184,7 @@ def convert_coco_voc(root: Path, *, num_threads: int | None = None, progress: bo
             return bool(((labels > 0) & (labels < UNKNOWN)).any())
 
         kept = run_all(shows_voc, pairs, f"reading {split}", num_threads, progress)
-        write_names(
-            root / FOLDER_2017 / f"voc/{split}.txt",
-            (pair.mask.stem for pair, keep in zip(pairs, kept, strict=True) if keep),
-        )
+        write_names(target, (pair.mask.stem for pair, keep in zip(pairs, kept, strict=True) if keep))
 
 
 def _names_2017(root: Path, split: str) -> list[str]:

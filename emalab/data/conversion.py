@@ -105,7 +105,7 @@ def make_label_files(
 ) -> int:
     """Write `folder/NAME.png` with the labels `make(NAME)` for every name that has no such file yet.
 
-    Threads, not processes: unpacking .mat files and packing PNG files release Python's lock.
+    A file takes a few milliseconds, so threads do; processes would spend longer on importing torch.
 
     Args:
         folder: where the PNG files go; made where it does not exist.

@@ -35,6 +35,7 @@ def test_report_indices_default_to_all_classes():
         ({"ignore_index": 1}, "ignore_index 1"),
         ({"ignore_index": 256}, "ignore_index 256"),
         ({"report_classes": ("c",)}, r"\['c'\]"),
+        ({"split_sizes": (1, 2)}, "1 splits but 2 split_sizes"),
     ],
 )
 def test_contradictions_are_refused(changes, message):
