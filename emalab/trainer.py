@@ -192,6 +192,8 @@ class Trainer:
             bar = stack.enter_context(self._progress_bar())
             window = _Window(self.recipe.optim.batch_size)
             self._train_mode()
+            if self._record_graph:  # now: a loader's thread that calls CUDA meanwhile would spoil the recording
+                self._record(*self._blank_batch())
             for images, masks in self._loader():
                 window.add(self.step(images, masks))
                 bar.update()
@@ -240,9 +242,7 @@ class Trainer:
         images = images.to(self.fabric.device, non_blocking=True, memory_format=torch.channels_last)
         masks = masks.to(self.fabric.device, non_blocking=True)
         if self._record_graph:
-            with self._uncached_autocast():
-                self._step.module.record(images, masks)
-            self._record_graph = False
+            self._record(images, masks)
         total, labeled = self._step(images, masks)
         loss = total / self._divisor(labeled, masks)
         self.optimizer.zero_grad(set_to_none=True)
@@ -252,6 +252,16 @@ class Trainer:
         self.optimizer.step()
         self.iteration += 1
         return loss.detach()
+
+    def _record(self, images: Tensor, masks: Tensor) -> None:
+        with self._uncached_autocast():
+            self._step.module.record(images, masks)
+        self._record_graph = False
+
+    def _blank_batch(self) -> tuple[Tensor, Tensor]:
+        size = (self.recipe.optim.batch_size // self.fabric.world_size, 3, *self.recipe.data.crop_size)
+        images = torch.zeros(size, dtype=torch.uint8, device=self.fabric.device)
+        return images.contiguous(memory_format=torch.channels_last), images[:, 0].clone()
 
     def _uncached_autocast(self) -> AbstractContextManager[Any]:
         """The recipe's precision without autocast's cache of casted weights, which a CUDA graph must not meet."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from emalab.checkpoints import load_training_state
 from emalab.em import em_attention
 from emalab.recipes import Recipe
-from emalab.trainer import RunOptions, Trainer
+from emalab.trainer import RunOptions, Trainer, train
 
 GPU = RunOptions(accelerator="cuda", num_workers=0, progress=False)
 
@@ -58,6 +58,16 @@ def test_recording_leaves_the_batch_alone(tmp_path: Path) -> None:
     trainer.step(images + 1, masks + 1)
     assert not images.any()
     assert not masks.any()
+
+
+def test_recorded_runs_do_not_mind_the_threads_of_a_loader(tmp_path: Path) -> None:
+    weights = []
+    for workers in (0, 2):
+        options = replace(GPU, num_workers=workers)
+        result = train(tiny_recipe(execution="cuda_graph"), tmp_path / str(workers), options, eval_data=scenes())
+        weights.append(result.model.state_dict())
+    for key in weights[0]:
+        torch.testing.assert_close(weights[1][key], weights[0][key], rtol=1e-3, atol=1e-4, msg=key)
 
 
 def test_steps_are_those_of_a_cpu(tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 (…, 3, h, w) -> float32 of the same shape and memory format.
+        """uint8 (…, 3, h, w) -> float32, or float64 in a network of that, of the same shape and memory format.
 
         Raises:
             TypeError: the images are not uint8, so their range is unknown.
@@ -209,4 +209,5 @@ class Normalize(nn.Module):
         if images.dtype != torch.uint8:
             raise TypeError(f"Normalize takes uint8 images in 0–255, got {images.dtype}")
         mean, std = self.mean.to(images.device), self.std.to(images.device)
-        return (images.as_subclass(Tensor).float() / 255 - mean) / std
+        dtype = torch.promote_types(mean.dtype, torch.float32)
+        return (images.as_subclass(Tensor).to(dtype) / 255 - mean) / std
