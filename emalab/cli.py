@@ -19,6 +19,7 @@ from emalab.checkpoints import export_segmenter, load_segmenter, read_recipe
 from emalab.convert import load_official, official_recipe, read_official
 from emalab.data import dataset_names, get_spec, load_dataset
 from emalab.data.check import check_dataset
+from emalab.data.prepare import prepare_dataset
 from emalab.evaluation import evaluate
 from emalab.metrics import SegmentationScores
 from emalab.prediction import predict
@@ -184,6 +185,30 @@ def _convert_official(
     print(f"{out}: {config.backbone}, {config.num_classes} classes, {out.stat().st_size / 1e6:.1f} MB")
 
 
+def _data_prepare(
+    name: Positional[str],
+    source: Annotated[Path | None, arg(name="from")] = None,
+    data_root: Path | None = None,
+    keep_archives: bool = False,
+) -> None:
+    """Get a benchmark from its official release: download, verify, unpack and convert what is not there yet.
+
+    A run that was stopped goes on where it was when it is started again. Without a network, download the archives
+    elsewhere and name their folder with --from; the error for an empty folder lists their names and addresses.
+
+    Args:
+        name: camvid, voc (3.4 GB), context-59 or context-60 (1.3 GB together), coco-stuff-10k (2 GB), coco-stuff-164k
+            or coco-voc (21 GB together).
+        source: folder with the release's archives, which are kept; nothing is downloaded then.
+        data_root: where the data goes; $EMALAB_DATA by default.
+        keep_archives: keep downloaded archives, in archives/ under the data root, once they are unpacked.
+    """
+    root = data_root or _data_root()
+    if root is None:
+        raise ValueError(f"where should {name} go? Set --data-root or EMALAB_DATA to a folder with room for it")
+    prepare_dataset(name, root, source, keep_archives=keep_archives, progress=sys.stderr.isatty())
+
+
 def _data_check(name: Positional[str], data_root: Path | None = None) -> None:
     """Decode every file of a data set; report what is missing, unreadable, mismatched in size or wrongly labeled.
 
@@ -237,6 +262,7 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "predict": (_parsed(_predict, "predict"), "label the pixels of photographs"),
     "export": (_parsed(_export, "export"), "release a finished run as one small file"),
     "convert official": (_parsed(_convert_official, "convert official"), "release a checkpoint of the authors' code"),
+    "data prepare": (_parsed(_data_prepare, "data prepare"), "get a benchmark from its official release"),
     "data check": (_parsed(_data_check, "data check"), "find what is wrong with a data set on the disk"),
     "recipes": (_parsed(_recipes, "recipes"), "list the recipes"),
 }
