@@ -23,7 +23,7 @@ def upsample_bilinear(x: Tensor, size: Sequence[int], align_corners: bool = Fals
     rows, columns = (
         _interpolation(wide, side, out, align_corners) for side, out in zip(x.shape[2:], size, strict=True)
     )
-    with torch.autocast(x.device.type, enabled=False):
+    with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):  # meta has no autocast of its own
         wide = einsum(wide, columns, "b c i j, j w -> b c i w")
         return einsum(wide, rows, "b c i w, i h -> b c h w")
 

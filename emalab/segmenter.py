@@ -155,11 +155,11 @@ class Segmenter(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """What the context module sees: (b, 3, h, w) → (b, channels, ⌈h/s⌉, ⌈w/s⌉)."""
-        return self.reduction(self._stages(images)[-1])
+        return self.reduction(self.backbone(self._checked(images)))
 
     def coarse_logits(self, images: Tensor) -> Tensor:
         """(b, 3, h, w) → logits (b, classes, ⌈h/s⌉, ⌈w/s⌉), not yet enlarged to the image."""
-        return self._classify(self._stages(images)[-1])
+        return self._classify(self.backbone(self._checked(images)))
 
     def forward(self, images: Tensor) -> Tensor:
         """(b, 3, h, w) → logits (b, classes, h, w)."""
@@ -167,18 +167,16 @@ class Segmenter(nn.Module):
 
     def training_logits(self, images: Tensor) -> list[Tensor]:
         """What a loss looks at: the logits, (b, classes, h, w), then those of the auxiliary head where there is one."""
-        stages = self._stages(images)
+        stages = self.backbone.stages(self._checked(images))
         logits = [self._classify(stages[-1])]
         if self.auxiliary is not None:
             logits.append(self.auxiliary(stages[-2]))
         return [self._enlarge(of_head, images) for of_head in logits]
 
-    def _stages(self, images: Tensor) -> list[Tensor]:
+    def _checked(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"a Segmenter expects images (b, 3, h, w), got {tuple(images.shape)}")
-        if images.dtype == torch.uint8:
-            images = self.normalize(images)
-        return self.backbone.stages(images)
+        return self.normalize(images) if images.dtype == torch.uint8 else images
 
     def _classify(self, features: Tensor) -> Tensor:
         attended = self.context(self.reduction(features))
