@@ -11,9 +11,9 @@ it would do. Conventions, which are those of the paper's table:
   its N×N matrix before and after the softmax, which fused kernels never write.
 
 The memory in the table is that of the authors' arrangement of EM: with N positions, C channels and K bases, it divides
-the responsibilities (N, K) by their sums before each M-step, ours the bases (K, C) after it. Add 3 (N K − K C) values to
-ours, and they are the published 12.3 M and 22.1 M. The 66.0 M of DeepLabV3 arise if the backbone's 2048 channels count
-once more for each of the five branches.
+the responsibilities (N, K) by their sums before each M-step, ours the bases (K, C) after it. With 3 (N K − K C) values
+more, ours are the published 12.3 M and 22.1 M. The 66.0 M of DeepLabV3 arise if the backbone's 2048 channels count once
+more for each of the five branches.
 """
 
 from __future__ import annotations
