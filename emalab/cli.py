@@ -5,27 +5,30 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
+import torch.distributed as dist
 import tyro
 from tyro.conf import Positional, arg
 
 from emalab.checkpoints import export_segmenter, load_segmenter, read_recipe
 from emalab.convert import load_official, official_recipe, read_official
-from emalab.data import dataset_names, get_spec, load_dataset
+from emalab.data import dataset_names, get_spec, load_dataset, load_images
 from emalab.data.check import check_dataset
 from emalab.data.prepare import prepare_dataset
 from emalab.evaluation import evaluate
 from emalab.metrics import SegmentationScores
 from emalab.prediction import predict
-from emalab.recipes import Recipe, get_recipe, recipe_names
-from emalab.segmenter import DEFAULT_WEIGHTS
-from emalab.trainer import RunOptions, TrainingDivergedError, train
+from emalab.recipes import Recipe, get_recipe, recipe_groups
+from emalab.segmenter import DEFAULT_WEIGHTS, Segmenter
+from emalab.submission import write_submission
+from emalab.trainer import RunOptions, TrainingDivergedError, run_folder, train
 from emalab.viz import overlay, save_labels, save_picture
 
 __all__ = ["main"]
@@ -44,9 +47,8 @@ def _train(arguments: Sequence[str]) -> None:
         print("usage: emalab train RECIPE [--FIELD VALUE ...]\n\n" + _recipe_table())
         raise SystemExit(0 if set(arguments) & {"-h", "--help"} else 2)
     recipe = get_recipe(arguments[0])
-    torchrun = "TORCHELASTIC_RUN_ID" in os.environ  # it says how many processes it started
-    local = int(os.environ["LOCAL_WORLD_SIZE"]) if torchrun else 1
-    nodes = int(os.environ["WORLD_SIZE"]) // local if torchrun else 1
+    local = int(os.environ["LOCAL_WORLD_SIZE"]) if _under_torchrun() else 1
+    nodes = int(os.environ["WORLD_SIZE"]) // local if _under_torchrun() else 1
     options = RunOptions(data_root=_data_root(), devices=local, num_nodes=nodes)
 
     @dataclass(frozen=True)
@@ -56,10 +58,10 @@ def _train(arguments: Sequence[str]) -> None:
         out: Path | None = None
         """Folder for checkpoints, log and record; runs/RECIPE-seedN by default."""
 
-    parsed = tyro.cli(Arguments, prog=f"emalab train {recipe.name}", description=recipe.summary, args=arguments[1:])
-    out = parsed.out or Path("runs") / f"{recipe.name}-seed{parsed.recipe.seed}"
+    parsed = tyro.cli(Arguments, prog=f"emalab train {recipe.name}", description=_about(recipe), args=arguments[1:])
+    out = parsed.out or Path("runs") / run_folder(recipe.name, parsed.recipe.seed)
     result = train(parsed.recipe, out, parsed.run)
-    if any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK")):
+    if not _is_first_process():
         return  # the other processes have the same to say
     for protocol, scores in result.scores.items():
         print(f"{protocol}: {scores}")
@@ -73,11 +75,14 @@ def _evaluate(
     data_root: Path | None = None,
     scales: tuple[float, ...] = (1.0,),
     flip: bool = False,
+    output_stride: int | None = None,
+    window: tuple[int, int] | None = None,
+    overlap: float | None = None,
     batch_size: int = 1,
     device: Device = "auto",
     out: Path | None = None,
 ) -> None:
-    """Score a checkpoint on a split, class by class.
+    """Score a checkpoint on a split, class by class. Under torchrun the processes share the images.
 
     Args:
         checkpoint: a .pt or .safetensors file, or the name of a shipped network.
@@ -86,24 +91,81 @@ def _evaluate(
         data_root: folder with the unpacked releases; $EMALAB_DATA by default.
         scales: scales to average over.
         flip: average over mirror images too.
+        output_stride: pixels per position of the feature map; by default as its recipe scores it.
+        window: height and width of sliding windows for large images; by default as its recipe scores it.
+        overlap: part of a window that the next one shares; by default as its recipe scores it.
         batch_size: images of one size evaluated together.
         device: where to run.
         out: also write the scores to this JSON file.
     """
-    model, recipe = load_segmenter(checkpoint), read_recipe(checkpoint)
+    model, recipe = _load_to_score(checkpoint, output_stride)
     dataset = load_dataset(data or recipe.data.name, split or recipe.data.eval_split, data_root or _data_root())
-    scores = evaluate(
-        model.to(_device(device)),
-        dataset,
-        scales,
-        flip,
-        batch_size=batch_size,
-        num_workers=min(os.cpu_count() or 1, 8),
-        progress=True,
-    )
-    _print_scores(scores)
-    if out:
-        out.write_text(json.dumps(scores.to_dict(), indent=1) + "\n", encoding="utf-8")
+    with _processes(device) as own_device:
+        scores = evaluate(
+            model.to(own_device),
+            dataset,
+            scales,
+            flip,
+            window=window or recipe.evaluation.window,
+            overlap=recipe.evaluation.overlap if overlap is None else overlap,
+            batch_size=batch_size,
+            num_workers=min(os.cpu_count() or 1, 8),
+            progress=True,
+        )
+    if _is_first_process():
+        _print_scores(scores)
+        if out:
+            out.write_text(json.dumps(scores.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+
+def _submit(
+    checkpoint: Positional[str],
+    out: Path,
+    data: str | None = None,
+    split: str = "test",
+    data_root: Path | None = None,
+    scales: tuple[float, ...] = (1.0,),
+    flip: bool = False,
+    output_stride: int | None = None,
+    window: tuple[int, int] | None = None,
+    overlap: float | None = None,
+    device: Device = "auto",
+) -> None:
+    """Predict a split and write it as the benchmark's server or tools take it. Its labels need not be there.
+
+    VOC: results.tgz for the evaluation server. COCO-Stuff: label maps, and a JSON file for its API. Others: label maps.
+    Under torchrun the processes share the images.
+
+    Args:
+        checkpoint: a .pt or .safetensors file, or the name of a shipped network.
+        out: folder to write to.
+        data: data set; by default the one it was trained on.
+        split: such as test, val.
+        data_root: folder with the unpacked releases; $EMALAB_DATA by default.
+        scales: scales to average over.
+        flip: average over mirror images too.
+        output_stride: pixels per position of the feature map; by default as its recipe scores it.
+        window: height and width of sliding windows for large images; by default as its recipe scores it.
+        overlap: part of a window that the next one shares; by default as its recipe scores it.
+        device: where to run.
+    """
+    model, recipe = _load_to_score(checkpoint, output_stride)
+    dataset = load_images(data or recipe.data.name, split, data_root or _data_root())
+    with _processes(device) as own_device:
+        handed_in = write_submission(
+            model.to(own_device),
+            dataset,
+            split,
+            out,
+            scales,
+            flip,
+            window=window or recipe.evaluation.window,
+            overlap=recipe.evaluation.overlap if overlap is None else overlap,
+            num_workers=min(os.cpu_count() or 1, 8),
+            progress=True,
+        )
+    if _is_first_process():
+        print(f"{len(dataset)} images: {handed_in}")
 
 
 def _predict(
@@ -228,9 +290,58 @@ def _recipes() -> None:
 
 
 def _recipe_table() -> str:
-    recipes = [get_recipe(name) for name in recipe_names()]
-    width = max(len(recipe.name) for recipe in recipes)
-    return "\n".join(f"{recipe.name:<{width}}  {recipe.summary}" for recipe in recipes)
+    """Names, what they are, and the published scores beside, in at most 100 columns."""
+    lines = []
+    for title, recipes in recipe_groups().items():
+        lines.append(title)
+        name_width = max(len(recipe.name) for recipe in recipes)
+        summary_width = max(len(recipe.summary) for recipe in recipes)
+        for recipe in recipes:
+            first, *others = [f"{published.score} {published.protocol}" for published in recipe.published] or [""]
+            lines.append(f"  {recipe.name:<{name_width}}  {recipe.summary:<{summary_width}}  {first}".rstrip())
+            lines += [f"{'':<{name_width + summary_width + 6}}{other}" for other in others]
+    scores = "Numbers are published mean IoU in percent; `emalab train RECIPE --help` says by whom."
+    return "\n".join([*lines, "", scores])
+
+
+def _about(recipe: Recipe) -> str:
+    published = [
+        f"Published: {published.score} mIoU, {published.protocol} ({published.source})."
+        for published in recipe.published
+    ]
+    return "\n\n".join(text for text in (recipe.summary, " ".join(published), recipe.notes) if text)
+
+
+def _load_to_score(checkpoint: str, output_stride: int | None) -> tuple[Segmenter, Recipe]:
+    """The network at the stride that is asked for, or else at that with which its recipe scores."""
+    model, recipe = load_segmenter(checkpoint), read_recipe(checkpoint)
+    stride = output_stride or recipe.evaluation.output_stride or model.config.output_stride
+    return model.with_output_stride(stride), recipe
+
+
+def _under_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _is_first_process() -> bool:
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
+
+
+@contextmanager
+def _processes(name: Device) -> Iterator[torch.device]:
+    """The device of this process; under torchrun each has its own, and a process group to share images with."""
+    device = _device(name)
+    if not _under_torchrun():
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
 
 
 def _device(name: Device) -> torch.device:
@@ -259,12 +370,13 @@ def _parsed(function: Callable[..., None], command: str) -> Callable[[Sequence[s
 _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "train": (_train, "train a recipe, on one device or under torchrun"),
     "evaluate": (_parsed(_evaluate, "evaluate"), "score a checkpoint, class by class"),
+    "submit": (_parsed(_submit, "submit"), "write predictions as the benchmark's server takes them"),
     "predict": (_parsed(_predict, "predict"), "label the pixels of photographs"),
     "export": (_parsed(_export, "export"), "release a finished run as one small file"),
     "convert official": (_parsed(_convert_official, "convert official"), "release a checkpoint of the authors' code"),
     "data prepare": (_parsed(_data_prepare, "data prepare"), "get a benchmark from its official release"),
     "data check": (_parsed(_data_check, "data check"), "find what is wrong with a data set on the disk"),
-    "recipes": (_parsed(_recipes, "recipes"), "list the recipes"),
+    "recipes": (_parsed(_recipes, "recipes"), "list the recipes, with published scores"),
 }
 
 

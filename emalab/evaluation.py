@@ -16,7 +16,7 @@ from emalab.inference import predict_labels, predict_probabilities
 from emalab.metrics import SegmentationMetric, SegmentationScores
 from emalab.segmenter import Segmenter
 
-__all__ = ["evaluate", "predict_probabilities"]
+__all__ = ["check_classes", "evaluate", "predict_probabilities", "share_of_rank"]
 
 
 @torch.inference_mode()
@@ -53,15 +53,9 @@ def evaluate(
     Raises:
         ValueError: another number of classes, a batch size below 1, or an empty split.
     """
-    if model.config.num_classes != dataset.spec.num_classes:
-        raise ValueError(
-            f"the network tells {model.config.num_classes} classes apart, "
-            f"{dataset.spec.name} has {dataset.spec.num_classes}"
-        )
+    check_classes(model, dataset)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-    if len(dataset) == 0:
-        raise ValueError(f"the split of {dataset.spec.name} has no images")
     device = model.normalize.mean.device
     metric = SegmentationMetric(dataset.spec, device)
     was_training = model.training
@@ -76,19 +70,35 @@ def evaluate(
     return metric.compute()
 
 
+def check_classes(model: Segmenter, dataset: LabeledImages) -> None:
+    """Refuse, with a `ValueError`, data of another number of classes than the network's, or no data."""
+    if model.config.num_classes != dataset.spec.num_classes:
+        raise ValueError(
+            f"the network tells {model.config.num_classes} classes apart, "
+            f"{dataset.spec.name} has {dataset.spec.num_classes}"
+        )
+    if len(dataset) == 0:
+        raise ValueError(f"the split of {dataset.spec.name} has no images")
+
+
+def share_of_rank(length: int) -> range:
+    """Every world-size-th of ``length`` indices, from this rank's on; all of them without a process group."""
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    return range(rank, length, world_size)
+
+
 def _batches_of_one_size(
     dataset: LabeledImages, batch_size: int, num_workers: int, progress: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """This rank's images and masks, (b, 3, h, w) and (b, h, w), gathered by size as they arrive."""
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    share = Subset(dataset, range(rank, len(dataset), world_size))
-    loader: DataLoader[Sample] = DataLoader(share, batch_size=None, num_workers=num_workers)
+    share = share_of_rank(len(dataset))
+    loader: DataLoader[Sample] = DataLoader(Subset(dataset, share), batch_size=None, num_workers=num_workers)
     waiting: dict[torch.Size, list[Sample]] = defaultdict(list)
 
     def batch(samples: list[Sample]) -> tuple[Tensor, Tensor]:
         return torch.stack([s.image for s in samples]), torch.stack([s.mask for s in samples])
 
-    for sample in tqdm(loader, "evaluating", unit="img", disable=not progress or rank > 0, leave=False):
+    for sample in tqdm(loader, "evaluating", unit="img", disable=not progress or share.start > 0, leave=False):
         group = waiting[sample.mask.shape]
         group.append(sample)
         if len(group) == batch_size:

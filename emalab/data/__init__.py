@@ -31,6 +31,7 @@ __all__ = [
     "dataset_names",
     "get_spec",
     "load_dataset",
+    "load_images",
     "open_image",
 ]
 
@@ -82,10 +83,25 @@ def load_dataset(name: str, split: str, root: Path | str | None = None) -> Label
     Raises:
         DataError: no such name, split or root, or the root does not hold the list of this split.
     """
-    entry = _entry(name)
-    if split not in entry.spec.splits:
-        raise DataError(f"{name} has no split {split!r}; {_offer(split, entry.spec.splits)}")
-    return entry.build(split, None if root is None else Path(root))
+    spec = get_spec(name)
+    if split in spec.unlabeled_splits:
+        raise DataError(f"the labels of {name}'s {split} are not published; `emalab submit` predicts them")
+    return _load(name, split, spec.splits, root)
+
+
+def load_images(name: str, split: str, root: Path | str | None = None) -> LabeledImages:
+    """Like `load_dataset`, for those who want no labels: also the splits whose labels are not published.
+
+    Ask the result for `image(index)`, not for a sample.
+    """
+    spec = get_spec(name)
+    return _load(name, split, spec.splits + spec.unlabeled_splits, root)
+
+
+def _load(name: str, split: str, splits: tuple[str, ...], root: Path | str | None) -> LabeledImages:
+    if split not in splits:
+        raise DataError(f"{name} has no split {split!r}; {_offer(split, splits)}")
+    return _entry(name).build(split, None if root is None else Path(root))
 
 
 def _entry(name: str) -> DatasetEntry:

@@ -53,6 +53,11 @@ class LabeledImages(Dataset[Sample], ABC):
     @abstractmethod
     def __getitem__(self, index: int) -> Sample: ...
 
+    def image(self, index: int) -> tuple[tv_tensors.Image, str]:
+        """Image and name of sample `index`; its labels are not read where they lie in a file of their own."""
+        sample = self[index]
+        return sample.image, sample.name
+
 
 class SegmentationDataset(LabeledImages):
     """Image files and label files in pairs.
@@ -88,6 +93,11 @@ class SegmentationDataset(LabeledImages):
         image, mask = open_image(pair.image), self.open_mask(index)
         check_sizes(pair, image, mask)
         return Sample(image, mask, pair.image.stem)
+
+    def image(self, index: int) -> tuple[tv_tensors.Image, str]:
+        """Image and name of sample `index`, from the image file alone."""
+        path = self.pairs[index].image
+        return open_image(path), path.stem
 
     def open_mask(self, index: int) -> tv_tensors.Mask:
         """The labels of sample `index` as uint8 (h, w), translated to class indices."""

@@ -20,6 +20,7 @@ class DatasetSpec:
         report_name: name of the headline score.
         report_classes: classes that the headline score averages over; empty for all of them.
         split_sizes: published number of images of each split; empty where none is published.
+        unlabeled_splits: names of the lists of images whose labels the benchmark keeps to itself.
 
     Raises:
         ValueError: the fields contradict each other.
@@ -35,6 +36,7 @@ class DatasetSpec:
     report_name: str = "mIoU"
     report_classes: tuple[str, ...] = ()
     split_sizes: tuple[int, ...] = ()
+    unlabeled_splits: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         def fail(reason: str) -> None:

@@ -37,6 +37,7 @@ VOC = DatasetSpec(
     splits=("train", "val", "trainval", "trainaug"),
     source="PASCAL VOC 2012 (1464 train, 1449 val) and SBD (10582 trainaug); the images are under Flickr's terms",
     split_sizes=(1464, 1449, 2913, 10582),
+    unlabeled_splits=("test",),
 )
 
 # Most vehicles and furniture are missing in the animals subset, so its score averages over the classes that are there.
@@ -49,6 +50,7 @@ VOC_ANIMALS = replace(
     report_name="VOC-animals-7",
     report_classes=("background", "cat", "cow", "dog", "horse", "person", "sheep"),
     split_sizes=(437, 297, 734, 3131),
+    unlabeled_splits=(),
 )
 
 

@@ -133,7 +133,7 @@ def _voc() -> list[Recipe]:
     ablation = replace(
         r50,
         name="voc-r50-ablation",
-        summary="the paper's ablation: ResNet-50, trained at stride 16",
+        summary="the ablation: ResNet-50, stride 16, scored at 8",
         model=replace(r50.model, output_stride=16),
         optim=replace(r50.optim, batch_size=12),
         evaluation=EvalConfig(output_stride=8),
@@ -166,7 +166,7 @@ def _chain(depth: _Depth, test: float, test_at_16: float) -> list[Recipe]:
     trainaug = replace(
         coco,
         name=f"voc-r{depth}-chain-trainaug",
-        summary="2. from these weights, VOC trainaug",
+        summary="2. from these weights, trainaug",
         data=replace(coco.data, name="voc", train_split="trainaug"),
         model=replace(coco.model, backbone_weights=None),
         optim=replace(coco.optim, iterations=30_000),
@@ -176,13 +176,13 @@ def _chain(depth: _Depth, test: float, test_at_16: float) -> list[Recipe]:
     trainval = replace(
         trainaug,
         name=f"voc-r{depth}-chain-trainval",
-        summary="3. from these weights, VOC trainval, for the test server",
+        summary="3. from these weights, trainval → test server",
         data=replace(trainaug.data, train_split="trainval"),
         evaluation=replace(trainaug.evaluation, every=0),
         init_from=trainaug.name,
         notes="Its own score is on val, which it has learned by heart: `emalab submit` writes what the server scores. "
         f"Trained at stride 16 and scored at 8 the authors report {test_at_16}. " + trainaug.notes,
-        published=(Published(test, "test server", _README),),
+        published=(Published(test, "on the test server", _README),),
     )
     return [coco, trainaug, trainval]
 
@@ -192,7 +192,7 @@ def _context() -> list[Recipe]:
         "It could not be checked whether the paper's score is over 59 or 60 classes, nor whether its "
         "training differs from that on VOC, which this is."
     )
-    published = Published(53.1, "59 or 60 classes", "the paper, by secondary sources")
+    published = Published(53.1, "over 59 or 60 classes", "the paper, by secondary sources")
     return [
         _emanet(
             f"context-{classes}-r{depth}",
@@ -220,7 +220,7 @@ def _coco_stuff() -> list[Recipe]:
             DataConfig("coco-stuff-10k", "train", "test"),
             171,
             f"EMANet, ResNet-{depth}, 171 classes, train → test",
-            *((Published(39.9, "10k test", "the paper, by secondary sources"),) if depth == 101 else ()),
+            *((Published(39.9, "on 10k test", "the paper, by secondary sources"),) if depth == 101 else ()),
             notes=settings,
         )
         for depth in _DEPTHS
@@ -243,7 +243,7 @@ def _coco_stuff() -> list[Recipe]:
 def recipe_groups() -> dict[str, list[Recipe]]:
     """Every recipe under the heading that `emalab recipes` gives it, in the order of a reader."""
     shapes = [
-        _shapes(name, context, f"{head} where {what}; seconds on a CPU")
+        _shapes(name, context, f"{head} where {what}")
         for name, what in (
             ("shapes-pooled", "evidence must be pooled over look-alikes"),
             ("shapes-far", "the class hangs on a distant cue"),
@@ -252,7 +252,7 @@ def recipe_groups() -> dict[str, list[Recipe]]:
     ]
     tiny = replace(shapes[0], name="shapes-tiny", summary="the smallest run: EMANet on generated scenes")
     return {
-        "Generated scenes": [tiny, *shapes],
+        "Generated scenes, seconds on a CPU": [tiny, *shapes],
         "CamVid": [_lite2("camvid", context, f"{head}, 480×360, train+val → test") for context, head in _HEADS],
         "PASCAL VOC, images with animals": [
             *(_lite2("voc-animals", context, f"{head}, 320 px, trainaug → val") for context, head in _HEADS),
