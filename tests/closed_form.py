@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 REFERENCE = Path(__file__).parent / "reference"
+Source = Literal["official", "mmseg"]
 KEYS: dict[str, Any] = json.loads((REFERENCE / "keys_official.json").read_text())
+MMSEG_KEYS: dict[str, Any] = json.loads((REFERENCE / "keys_mmseg.json").read_text())
+
+_BASES = ("emau.mu", "decode_head.ema_module.bases")
+_BEHIND_EM = ("emau.conv2.1.running_var", "decode_head.ema_out_conv.bn.running_var")  # unit-norm bases are small there
 
 
 def uniform(name: str, count: int) -> NDArray[np.float64]:
@@ -28,16 +34,16 @@ def uniform(name: str, count: int) -> NDArray[np.float64]:
 
 
 def tensor(name: str, shape: Sequence[int]) -> Tensor:
-    """The tensor called ``name`` in the authors' state dict, float64."""
+    """The tensor called ``name`` in the state dict of the authors or of mmsegmentation, float64."""
     if name.endswith("num_batches_tracked"):
         return torch.zeros(tuple(shape), dtype=torch.int64)
     values = uniform(name, math.prod(shape))
     signed = 2 * values - 1
     if name.endswith("running_var"):
-        values = (1 + 0.1 * values) / (512 if name == "emau.conv2.1.running_var" else 1)
+        values = (1 + 0.1 * values) / (512 if name in _BEHIND_EM else 1)
     elif name.endswith(("running_mean", "bias")):
         values = 0.1 * signed
-    elif name == "emau.mu":
+    elif name in _BASES:
         values = math.sqrt(3 / shape[1]) * signed
     elif len(shape) == 4:
         values = math.sqrt(6 / math.prod(shape[1:])) * signed
@@ -56,20 +62,24 @@ def label(name: str, shape: Sequence[int], num_classes: int = 21) -> Tensor:
     return torch.from_numpy(np.where(labels == num_classes, 255, labels)).view(*shape)
 
 
-def shapes(blocks: Sequence[int]) -> dict[str, list[int]]:
-    """The authors' names and shapes with ``blocks`` per stage. Within a stage, all blocks but the first are alike."""
+def shapes(blocks: Sequence[int], source: Source = "official") -> dict[str, list[int]]:
+    """Their names and shapes with ``blocks`` per stage. Within a stage, all blocks but the first are alike."""
+    keys, stage = {
+        "official": (KEYS, r"(extractor\.)([4-7])\.(\d+)(\..*)"),
+        "mmseg": (MMSEG_KEYS, r"(backbone\.layer)([1-4])\.(\d+)(\..*)"),
+    }[source]
     found = {}
-    for name, shape in KEYS["r50"].items():
-        stage, _, block = name.removeprefix("extractor.").partition(".")
-        if not (name.startswith("extractor.") and int(stage) >= 4):
+    for name, shape in keys["r50"].items():
+        if not (of_block := re.fullmatch(stage, name)):
             found[name] = shape
             continue
-        number, _, rest = block.partition(".")
-        numbers = {"0": [0], "1": range(1, blocks[int(stage) - 4])}.get(number, [])
-        found |= {f"extractor.{stage}.{i}.{rest}": shape for i in numbers}
+        prefix, digit, number, rest = of_block.groups()
+        count = blocks[int(digit) - (4 if source == "official" else 1)]
+        numbers = {"0": [0], "1": range(1, count)}.get(number, [])
+        found |= {f"{prefix}{digit}.{i}{rest}": shape for i in numbers}
     return found
 
 
 @lru_cache(maxsize=1)
-def state_dict(blocks: tuple[int, ...]) -> dict[str, Tensor]:
-    return {name: tensor(name, shape) for name, shape in shapes(blocks).items()}
+def state_dict(blocks: tuple[int, ...], source: Source = "official") -> dict[str, Tensor]:
+    return {name: tensor(name, shape) for name, shape in shapes(blocks, source).items()}

@@ -1,4 +1,4 @@
-"""Whole networks and training against arrays recorded from the authors' code; see reference/README.md.
+"""Whole networks and training against recordings of the authors' code and of mmsegmentation; see reference/README.md.
 
 ``pytest tests -k parity`` compares these and the modules' own recordings, and ends with a table of the differences.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,12 @@ from closed_form import REFERENCE, image, label, state_dict
 from tiny import CPU
 from torch import Tensor
 
+from emalab.convert.mmseg import MMSEG, load_mmseg
 from emalab.convert.official import OFFICIAL, load_official
+from emalab.data.spec import DatasetSpec
 from emalab.data.voc import VOC
 from emalab.optim import cross_entropy, parameter_groups, poly_lr
-from emalab.recipes import get_recipe
+from emalab.recipes import OptimConfig, Recipe, get_recipe
 from emalab.segmenter import Segmenter
 from emalab.trainer import Trainer
 
@@ -125,10 +127,11 @@ def test_parameter_groups() -> None:
     assert ours == expected
 
 
+@dataclass
 class NoImages:
     """Says which benchmark it is; the batches come from the test."""
 
-    spec = VOC
+    spec: DatasetSpec = VOC
 
     def __len__(self) -> int:
         return 1
@@ -176,6 +179,60 @@ def test_four_training_steps(tmp_path: Path, compare: Compare) -> None:
     for mode in ("eval", "train"):
         ours = mean_and_std(trainer.model.train(mode == "train"), images)
         compare(f"4 training steps: logits then, {mode} mode", ours, expected[f"logits_{mode}_mean_std"])
+
+
+class TestMmsegmentation:
+    """Its EMANet with one, one, two and two blocks: concatenated input, auxiliary head, 19 classes, stride 8."""
+
+    BLOCKS = (1, 1, 2, 2)
+
+    @torch.inference_mode()
+    def test_network(self, compare: Compare) -> None:
+        model, expected = load_mmseg(state_dict(self.BLOCKS, "mmseg")), reference("network_mmseg")
+        images = image("image", (1, 3, 65, 65))
+        inner, extracted = model.backbone.stages(images)
+        features = model.reduction(extracted)
+        attended = model.context(features)
+        bottleneck, small, auxiliary = model.bottleneck(attended), model.coarse_logits(images), model.auxiliary(inner)
+        compare("mmsegmentation: logits at stride 8", small, expected["logits_lowres"])
+        compare("mmsegmentation: auxiliary logits at stride 8", auxiliary, expected["auxiliary_lowres"])
+        compare("mmsegmentation: logits, every 8th pixel", model(images)[..., ::8, ::8], expected["logits_probe"])
+        parts = (inner, extracted, features, attended, bottleneck, small, auxiliary)
+        for part, row in zip(parts, expected["stats"], strict=True):
+            ours = torch.stack([part.mean(), part.std(), part.norm()])
+            compare("mmsegmentation: mean, deviation and norm of every part", ours, row)
+        model.float()  # its own float32 run is off by 6e-6
+        small = model.coarse_logits(images.float())
+        compare("mmsegmentation: logits at stride 8, float32", small, expected["logits_lowres"], 5e-5)
+
+    @pytest.mark.usefixtures("_double_precision")
+    def test_three_training_steps(self, tmp_path: Path, compare: Compare) -> None:
+        """Cross-entropy over all pixels, that of the auxiliary head weighted; SGD without weight decay."""
+        start = load_mmseg(state_dict(self.BLOCKS, "mmseg"))
+        recipe = Recipe(
+            model=replace(start.config, dropout=0.0),
+            optim=OptimConfig(lr=1e-2, lr_hold=10, weight_decay=0.0, batch_size=2, loss_average="all"),
+            precision="64-true",
+        )
+        data = NoImages(replace(VOC, classes=VOC.classes[:19], palette=VOC.palette[:19]))
+        trainer = Trainer(recipe, tmp_path / "run", CPU, data, data)
+        trainer.model.load_state_dict(start.state_dict())
+        trainer.model.train()
+
+        expected = reference("network_mmseg")
+        for step, (loss, auxiliary_loss) in enumerate(expected["train/loss"], start=1):
+            images, masks = image(f"image/{step}", (2, 3, 65, 65)), label(f"label/{step}", (2, 65, 65), 19)
+            compare("mmsegmentation, 3 training steps: losses", trainer.step(images, masks), loss + auxiliary_loss)
+            bases = trainer.model.context.bases.T[None, :, :4]
+            compare("mmsegmentation, 3 training steps: bases", bases, expected["train/bases_first4"][step - 1])
+
+        state = {MMSEG.theirs(key): value for key, value in trainer.model.state_dict().items()}
+        trained = [state[key] for key in expected["train/keys"]]
+        sums, norms = torch.stack([t.sum() for t in trained]), torch.stack([t.norm() for t in trained])
+        compare("mmsegmentation, 3 training steps: sums of the parameters", sums, expected["train/param_sum"])
+        compare("mmsegmentation, 3 training steps: norms of the parameters", norms, expected["train/param_l2"])
+        logits = mean_and_std(trainer.model.eval(), images)
+        compare("mmsegmentation, 3 training steps: logits then", logits, expected["train/logits_eval"])
 
 
 @torch.no_grad()

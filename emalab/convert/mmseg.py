@@ -28,6 +28,21 @@ _NAMES = {
     "auxiliary_head.convs.0.bn.": "auxiliary.0.1.",
     "auxiliary_head.conv_seg.": "auxiliary.2.",
 }
+# Behind a concatenation begins the classifier; then the bottleneck is a part of its own.
+MMSEG = Translation(
+    "mmsegmentation",
+    _NAMES
+    | {
+        "decode_head.bottleneck.conv.": "bottleneck.0.",
+        "decode_head.bottleneck.bn.": "bottleneck.1.",
+        "decode_head.conv_cat.conv.": "classifier.0.0.",
+        "decode_head.conv_cat.bn.": "classifier.0.1.",
+    },
+)
+MMSEG_WITHOUT_CONCAT = Translation(
+    "mmsegmentation",
+    _NAMES | {"decode_head.bottleneck.conv.": "classifier.0.0.", "decode_head.bottleneck.bn.": "classifier.0.1."},
+)
 _BLOCKS: dict[tuple[int, ...], str] = {
     (3, 4, 6, 3): "resnet50c",
     (3, 4, 23, 3): "resnet101c",
@@ -53,7 +68,7 @@ def load_mmseg(state: Mapping[str, Tensor], output_stride: int = 8, align_corner
     """
     state = {key.removeprefix("module."): value for key, value in state.items()}
     concat = any(key.startswith("decode_head.conv_cat.") for key in state)
-    translation = _translation(concat)
+    translation = MMSEG if concat else MMSEG_WITHOUT_CONCAT
     config = _config(translation, state, concat, output_stride, align_corners)
     return translation.fill(build_segmenter(config).to(state["decode_head.conv_seg.weight"].dtype), state)
 
@@ -84,16 +99,6 @@ def mmseg_recipe(model: Segmenter, data: str = "cityscapes") -> Recipe:
         precision="32-true",
     )
     return recipe_for(model, data, base, f"mmseg-{data}", "a network trained with mmsegmentation")
-
-
-def _translation(concat: bool) -> Translation:
-    """With a concatenation the classifier begins behind it, and the bottleneck is a part of its own."""
-    block = {"decode_head.conv_cat.": "classifier.0.", "decode_head.bottleneck.": "bottleneck."}
-    if not concat:
-        block = {"decode_head.bottleneck.": "classifier.0."}
-    layers = {"conv.": "0.", "bn.": "1."}
-    names = {t + layer: o + number for t, o in block.items() for layer, number in layers.items()}
-    return Translation("mmsegmentation", _NAMES | names)
 
 
 def _config(
