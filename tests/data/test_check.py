@@ -1,9 +1,12 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
 from tiny_data import SIZE, make_camvid, make_voc, random_labels, save_mask
 
-from emalab.data import DataError
+from emalab.data import DATASETS, DataError, DatasetEntry
+from emalab.data.camvid import CAMVID, load_camvid
 from emalab.data.check import CheckReport, Problem, check_dataset
 
 
@@ -51,6 +54,16 @@ def test_a_file_in_two_splits_is_reported_once(tmp_path):
     assert len(check_dataset("camvid", tmp_path).problems) == 1
 
 
+def test_only_a_split_of_another_size_than_published_is_noted(tmp_path, monkeypatch):
+    make_camvid(tmp_path)
+    spec = dataclasses.replace(CAMVID, split_sizes=(3, 101, 3, 6))
+    monkeypatch.setitem(DATASETS, "camvid", DatasetEntry(spec, load_camvid))
+    report = check_dataset("camvid", tmp_path)
+    assert report.ok
+    assert report.notes == ["val lists 3 images, the published split has 101"]
+    assert "note: val lists 3 images, the published split has 101\neverything is in order" in str(report)
+
+
 def test_a_missing_list_is_a_problem_and_the_other_splits_are_still_read(tmp_path):
     (make_voc(tmp_path) / "VOCdevkit/VOC2012/ImageSets/Segmentation/trainaug.txt").unlink()
     report = check_dataset("voc", tmp_path)
@@ -86,3 +99,4 @@ def test_long_lists_are_cut_with_a_count(tmp_path):
 def test_real_archives_are_in_order(real_data_root, name, archive):
     report = check_dataset(name, real_data_root(archive), ["train", "val"])
     assert report.ok, str(report)
+    assert report.notes == []

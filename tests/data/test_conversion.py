@@ -1,5 +1,7 @@
 """What every conversion does: read .mat files, check values and sizes, write whole files, go on where it stopped."""
 
+import time
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -169,6 +171,19 @@ def test_an_interrupt_stops_at_once_and_the_next_run_goes_on(tmp_path):
     assert 3 <= done < 150
     assert label_files(tmp_path, lambda name: constant(), names) == 200 - done
     assert {path.name for path in (tmp_path / "labels").iterdir()} == {f"{name}.png" for name in names}
+
+
+def test_an_interrupt_of_the_progress_bar_stops_the_work_too(monkeypatch):
+    started = []
+
+    def interrupted(results, **options):
+        yield next(results)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("emalab.data.conversion.tqdm", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_all(lambda i: (started.append(i), time.sleep(0.005)), range(200), "naps", 1, progress=False)
+    assert len(started) < 50
 
 
 def test_results_are_in_order():
