@@ -11,11 +11,19 @@ from emalab.segmenter import ContextName, EMAConfig, SegmenterConfig
 
 __all__ = ["get_recipe", "recipe_groups", "recipe_names"]
 
-_SUFFIX: dict[ContextName, str] = {"none": "-fcn", "non_local": "-non-local", "ema": ""}
+_SUFFIX: dict[ContextName, str] = {
+    "none": "-fcn",
+    "non_local": "-non-local",
+    "deeplab_v3": "-deeplab-v3",
+    "psp": "-psp",
+    "ema": "",
+}
 _HEADS: tuple[tuple[ContextName, str], ...] = (
     ("ema", "EMANet head"),
     ("none", "plain FCN head"),
     ("non_local", "non-local head"),
+    ("deeplab_v3", "DeepLabV3 head"),
+    ("psp", "PSPNet head"),
 )
 _Depth = Literal[50, 101, 152]
 _DEPTHS: tuple[_Depth, ...] = (50, 101)
@@ -148,7 +156,29 @@ def _voc() -> list[Recipe]:
         published=_on_val(79.73, 80.94),
     )
     r152 = _emanet("voc-r152", 152, trainaug, 21, "EMANet, ResNet-152, trainaug → val")
-    return [r50, ablation, r101, narrow, r152, *_chain(101, 87.7, 87.3), *_chain(152, 88.2, 88.0)]
+    others = [_other_head(base, context, head) for base in (r50, r101) for context, head in _HEADS if context != "ema"]
+    return [r50, ablation, r101, narrow, r152, *others, *_chain(101, 87.7, 87.3), *_chain(152, 88.2, 88.0)]
+
+
+def _other_head(base: Recipe, context: ContextName, head: str) -> Recipe:
+    """The authors' training with the head of another method in place of EMANet's."""
+    name = base.name + _SUFFIX[context]
+    model = replace(base.model, context=context)
+    if context == "psp":
+        model = replace(model, head_channels=512)  # as PSPNet has it, for 4096 channels that come in
+    others = {"voc-r50-non-local": 76.65, "voc-r101-non-local": 78.27, "voc-r50-psp": 77.29, "voc-r101-psp": 78.52}
+    published: tuple[Published, ...] = ()
+    if name == "voc-r101-deeplab-v3":
+        published = _on_val(78.51, 79.77)
+    elif name in others:
+        published = (Published(others[name], "single scale", "mmsegmentation, 40 000 iterations of its own recipe"),)
+    return replace(
+        base,
+        name=name,
+        summary=base.summary.replace("EMANet (512)", head).replace("EMANet", head),
+        model=model,
+        published=published,
+    )
 
 
 def _chain(depth: _Depth, test: float, test_at_16: float) -> list[Recipe]:
