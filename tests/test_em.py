@@ -349,6 +349,35 @@ class TestGradients:
         (through_all,) = torch.autograd.grad(loss, [x])
         assert not torch.allclose(actual, through_all, rtol=1e-3)
 
+    def test_unrolling_tends_to_the_implicit_gradient(self) -> None:
+        """At a fixed point μ = M(μ, x), where dμ/dx = (I − J)⁻¹ ∂M/∂x and the eigenvalues of J lie in [0, 1)."""
+        x, bases = problem(b=1, n=60, k=3, c=4)
+
+        def iterate(bases: Tensor, x: Tensor) -> Tensor:
+            return em_attention(x, bases, num_iters=1, scale=4.0, grad="unroll").bases
+
+        mu = em_attention(x, bases, num_iters=2000, scale=4.0).bases
+        jacobian = torch.func.jacrev(iterate)(mu, x).reshape(12, 12)
+        eigenvalues = torch.linalg.eigvals(jacobian)
+        assert eigenvalues.imag.abs().max() < 1e-6
+        assert eigenvalues.real.min() > -1e-6
+        assert (radius := eigenvalues.real.max()) < 1
+
+        x, start = x.requires_grad_(), mu.clone().requires_grad_()
+        weights = torch.linspace(-1, 1, mu.numel(), dtype=x.dtype).view_as(mu)
+        (direct,) = torch.autograd.grad(iterate(start, x), x, weights)
+        sent = torch.linalg.solve(torch.eye(12, dtype=x.dtype) - jacobian.T, weights.flatten()).view_as(mu)
+        (implicit,) = torch.autograd.grad(iterate(start, x), x, sent)
+        torch.testing.assert_close(direct, self.unrolled(x, mu, weights, 1))
+        for num_iters in (10, 40):
+            error = (self.unrolled(x, mu, weights, num_iters) - implicit).norm() / implicit.norm()
+            assert error < 3 * radius**num_iters
+
+    @staticmethod
+    def unrolled(x: Tensor, bases: Tensor, weights: Tensor, num_iters: int) -> Tensor:
+        result = em_attention(x, bases, num_iters=num_iters, scale=4.0, grad="unroll").bases
+        return torch.autograd.grad(result, x, weights)[0]
+
     def test_stop_gives_none(self) -> None:
         x, bases = (t.requires_grad_() for t in problem())
         assert not any(t.requires_grad for t in em_attention(x, bases, grad="stop"))

@@ -191,6 +191,19 @@ class TestMaintenanceInTheUnit:
         stopped = EMAU(8, num_bases=5)
         assert not stopped.conv_in.weight.requires_grad
 
+    def test_a_stopped_convolution_never_moves(self) -> None:
+        """Not even where the optimizer has it, as in the authors' code: no gradient is not a gradient of zeros."""
+        unit, inputs = EMAU(8, num_bases=5), features(3, 8, 4, 6)
+        unit.conv_in.requires_grad_(True)
+        before = {name: parameter.detach().clone() for name, parameter in unit.named_parameters()}
+        optimizer = torch.optim.SGD(unit.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            unit(inputs).square().mean().backward()
+            optimizer.step()
+        still = {name for name, parameter in unit.named_parameters() if torch.equal(parameter, before[name])}
+        assert still == {"conv_in.weight", "conv_in.bias"}
+
 
 class TestParity:
     """A whole unit recorded in float64 from the authors' released implementation; see reference/README.md."""
