@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -96,7 +97,7 @@ class TestHelp:
         for name, *scores in (("voc-r101", "80.05", "81.32"), ("voc-r50-ablation", "78.52"), ("voc-r152",)):
             at = next(number for number, line in enumerate(lines) if line[:1] == [name])
             end = next(number for number, line in enumerate(lines[at + 1 :], at + 1) if line[0] in recipe_names())
-            found = [word for line in lines[at:end] for word in line if word.replace(".", "").isdecimal()]
+            found = [word for line in lines[at:end] for word in line if re.fullmatch(r"\d\d\.\d+", word)]
             assert found == scores
 
     def test_version(self, capsys: Capture) -> None:
@@ -183,7 +184,8 @@ class TestEvaluate:
         monkeypatch.setattr(cli, "evaluate", lambda model, *_, **settings: seen.append((model, settings)))
         monkeypatch.setattr(cli, "_print_scores", print)
         main(["evaluate", str(tmp_path / "net.safetensors")])
-        main(["evaluate", str(tmp_path / "net.safetensors"), *"--output-stride 16 --window 48 64 --overlap 0".split()])
+        flags = "--output-stride 16 --window 48 64 --overlap 0"
+        main(["evaluate", str(tmp_path / "net.safetensors"), *flags.split()])
         assert [model.config.output_stride for model, _ in seen] == [8, 16]
         assert [(s["window"], s["overlap"]) for _, s in seen] == [((32, 32), 0.5), ((48, 64), 0.0)]
 
