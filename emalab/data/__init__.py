@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from emalab.data.camvid import CAMVID, load_camvid
+from emalab.data.cityscapes import CITYSCAPES, load_cityscapes
 from emalab.data.coco_stuff import (
     COCO_STUFF_10K,
     COCO_STUFF_164K,
@@ -55,6 +56,7 @@ DATASETS: dict[str, DatasetEntry] = {
         DatasetEntry(COCO_STUFF_10K, load_coco_stuff_10k),
         DatasetEntry(COCO_STUFF_164K, load_coco_stuff_164k),
         DatasetEntry(COCO_VOC, load_coco_voc),
+        DatasetEntry(CITYSCAPES, load_cityscapes),
         DatasetEntry(POOLED, partial(load_shapes, POOLED)),
         DatasetEntry(FAR, partial(load_shapes, FAR)),
     )

@@ -205,6 +205,15 @@ RELEASES: dict[str, Release] = {
 }
 
 
+_NOT_TO_BE_HAD = {
+    "voc-animals": "voc-animals is a private subset of PASCAL VOC without a public release. "
+    "`emalab data prepare voc` prepares the whole of VOC, which is read as voc.",
+    "cityscapes": "cityscapes is given to registered users alone, and needs no conversion. Download "
+    "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from its site, and unpack both into cityscapes/ under the "
+    "data root.",
+}
+
+
 def get_release(name: str) -> Release | None:
     """What the data set `name` is prepared from; None for generated ones, which need nothing.
 
@@ -212,9 +221,6 @@ def get_release(name: str) -> Release | None:
         DataError: there is no such data set, or no public release of it.
     """
     get_spec(name)
-    if name == "voc-animals":
-        raise DataError(
-            "voc-animals is a private subset of PASCAL VOC without a public release. "
-            "`emalab data prepare voc` prepares the whole of VOC, which is read as voc."
-        )
+    if name in _NOT_TO_BE_HAD:
+        raise DataError(_NOT_TO_BE_HAD[name])
     return RELEASES.get(name)
