@@ -209,7 +209,7 @@ _NOT_TO_BE_HAD = {
     "voc-animals": "voc-animals is a private subset of PASCAL VOC without a public release. "
     "`emalab data prepare voc` prepares the whole of VOC, which is read as voc.",
     "cityscapes": "cityscapes is given to registered users alone, and needs no conversion. Download "
-    "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from its site, and unpack both into cityscapes/ under the "
+    "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from its site, and unpack both into cityscapes/ in the "
     "data root.",
 }
 
