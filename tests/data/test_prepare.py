@@ -348,7 +348,7 @@ class TestFailures:
 def test_killed_and_run_again(server: FileServer, tmp_path: Path) -> None:
     """SIGKILL in the middle of a download; the second run asks for the rest only."""
     content = server.files[VOC_2012]
-    server.pause_after = 5000  # less than a file buffer holds
+    server.pause_after = 1000  # less than a file buffer holds
     script = f"""
         from pathlib import Path
         from emalab.data.archives import download
