@@ -7,7 +7,7 @@ from emalab.em import EMOutput, em_attention
 from emalab.modules import EMAU, NonLocal2d
 
 if TYPE_CHECKING:
-    from emalab.convert import load_official
+    from emalab.convert import load_mmseg, load_official
     from emalab.evaluation import evaluate
     from emalab.prediction import predict
     from emalab.recipes import Recipe, get_recipe
@@ -25,6 +25,7 @@ __all__ = [
     "em_attention",
     "evaluate",
     "get_recipe",
+    "load_mmseg",
     "load_official",
     "predict",
     "train",
@@ -38,6 +39,7 @@ _LAZY = {
     "build_segmenter": "segmenter",
     "evaluate": "evaluation",
     "get_recipe": "recipes",
+    "load_mmseg": "convert",
     "load_official": "convert",
     "predict": "prediction",
     "train": "trainer",

@@ -18,7 +18,8 @@ import tyro
 from tyro.conf import Positional, arg
 
 from emalab.checkpoints import export_segmenter, load_segmenter, read_recipe
-from emalab.convert import load_official, official_recipe, read_official
+from emalab.convert import load_mmseg, load_official, mmseg_recipe, official_recipe, read_mmseg, read_official
+from emalab.cost import network_cost
 from emalab.data import dataset_names, get_spec, load_dataset, load_images
 from emalab.data.check import check_dataset
 from emalab.data.prepare import prepare_dataset
@@ -245,11 +246,50 @@ def _convert_official(
         multi_grid: dilation factors of the last stage's blocks.
     """
     model = load_official(read_official(checkpoint), output_stride, multi_grid)
-    recipe = official_recipe(model, data)
-    metadata = {"data": "converted from a checkpoint of the authors' code", "source": checkpoint.name}
+    _release(model, official_recipe(model, data), checkpoint, out, "the authors' code")
+
+
+def _convert_mmseg(
+    checkpoint: Positional[Path],
+    out: Positional[Path],
+    data: str = "cityscapes",
+    output_stride: int = 8,
+    align_corners: bool = False,
+) -> None:
+    """Turn an EMANet of mmsegmentation into a .safetensors release, in single precision and with a recipe.
+
+    Args:
+        checkpoint: the .pth file.
+        out: the file to write, ending in .safetensors.
+        data: data set that the network tells the classes of.
+        output_stride: pixels per position of the feature map that the network is to have.
+        align_corners: how the network enlarges logits; set it for those trained on crops of 769×769.
+    """
+    model = load_mmseg(read_mmseg(checkpoint), output_stride, align_corners)
+    _release(model, mmseg_recipe(model, data), checkpoint, out, "mmsegmentation")
+
+
+def _release(model: Segmenter, recipe: Recipe, checkpoint: Path, out: Path, source: str) -> None:
+    metadata = {"data": f"converted from a checkpoint of {source}", "source": checkpoint.name}
     export_segmenter(model, out, recipe, metadata, torch.float32)
     config = model.config
     print(f"{out}: {config.backbone}, {config.num_classes} classes, {out.stat().st_size / 1e6:.1f} MB")
+
+
+def _cost(recipe: Positional[str], size: tuple[int, int] | None = None) -> None:
+    """Count what the network of a recipe costs for one image: multiply-adds, parameters and activations.
+
+    Args:
+        recipe: its name; `emalab recipes` lists all.
+        size: height and width of the image; by default that of the recipe's crops.
+    """
+    chosen = get_recipe(recipe)
+    height, width = size or chosen.data.crop_size
+    total = network_cost(chosen.model, (height, width))
+    print(f"{f'{height}×{width}':<12} multiply-adds  parameters  activations")
+    for name, cost in {**total.parts, "total": total}.items():
+        giga, mega, maps = cost.multiply_adds / 1e9, cost.parameters / 1e6, cost.activations / 1e6
+        print(f"{name:<12} {giga:>11.3f} G {mega:>9.3f} M {maps:>10.2f} M")
 
 
 def _data_prepare(
@@ -377,6 +417,8 @@ _COMMANDS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "predict": (_parsed(_predict, "predict"), "label the pixels of photographs"),
     "export": (_parsed(_export, "export"), "release a finished run as one small file"),
     "convert official": (_parsed(_convert_official, "convert official"), "release a checkpoint of the authors' code"),
+    "convert mmseg": (_parsed(_convert_mmseg, "convert mmseg"), "release an EMANet of mmsegmentation"),
+    "cost": (_parsed(_cost, "cost"), "count multiply-adds, parameters and activations of a recipe's network"),
     "data prepare": (_parsed(_data_prepare, "data prepare"), "get a benchmark from its official release"),
     "data check": (_parsed(_data_check, "data check"), "find what is wrong with a data set on the disk"),
     "recipes": (_parsed(_recipes, "recipes"), "list the recipes, with published scores"),

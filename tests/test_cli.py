@@ -64,6 +64,8 @@ class TestHelp:
             "submit",
             "export",
             "convert official",
+            "convert mmseg",
+            "cost",
             "predict",
             "data check",
             "recipes",
@@ -71,7 +73,18 @@ class TestHelp:
             assert f"\n  {command} " in text
 
     @pytest.mark.parametrize(
-        "command", ["evaluate", "submit", "export", "convert official", "predict", "data check", "recipes"]
+        "command",
+        [
+            "evaluate",
+            "submit",
+            "export",
+            "convert official",
+            "convert mmseg",
+            "cost",
+            "predict",
+            "data check",
+            "recipes",
+        ],
     )
     def test_of_a_command(self, command: str, capsys: Capture) -> None:
         fails(*command.split(), "--help", code=0)
@@ -87,6 +100,16 @@ class TestHelp:
         for flag in ("--out", "--resume", "--seed", "--data.crop-size", "--optim.lr", "--model.ema.num-bases"):
             assert flag in text
         assert "352 480" in text
+
+    def test_cost(self, capsys: Capture) -> None:
+        main(["cost", "voc-r101"])
+        rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+        assert list(rows) == ["513×513", "backbone", "reduction", "context", "classifier", "total"]
+        assert rows["reduction"][:4] == ["39.872", "G", "9.438", "M"]
+        main(["cost", "shapes-tiny", "--size", "32", "48"])
+        assert "32×48" in capsys.readouterr().out
+        fails("cost", "voc-r100")
+        assert "did you mean voc-r101" in message(capsys)
 
     def test_recipes(self, capsys: Capture) -> None:
         main(["recipes"])

@@ -1,4 +1,4 @@
-"""Checkpoints of the authors' code: nothing missing, nothing left over, read without trust."""
+"""Checkpoints of the authors' code and of mmsegmentation: nothing missing, nothing left over, read without trust."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from closed_form import KEYS, shapes
+from closed_form import KEYS, MMSEG_KEYS, Source, shapes
 from test_checkpoints import Evil
 from torch import Tensor
 
 from emalab.backbones import build_backbone
 from emalab.checkpoints import CheckpointError, load_segmenter, read_metadata, read_recipe
 from emalab.cli import main
-from emalab.convert import load_official, official_recipe, read_official
+from emalab.convert import load_mmseg, load_official, mmseg_recipe, official_recipe, read_mmseg, read_official
 from emalab.recipes import get_recipe
+from emalab.segmenter import EMAConfig, SegmenterConfig
 
 SMALL = (1, 1, 1, 1)
 
 
-def empty(blocks: tuple[int, ...] = SMALL) -> dict[str, Tensor]:
+def empty(blocks: tuple[int, ...] = SMALL, source: Source = "official") -> dict[str, Tensor]:
     """A state dict of the right names and shapes, all zeros, that takes no memory."""
     counter = torch.zeros((), dtype=torch.int64)
     return {
         name: counter if name.endswith("num_batches_tracked") else torch.zeros(()).expand(shape)
-        for name, shape in shapes(blocks).items()
+        for name, shape in shapes(blocks, source).items()
     }
 
 
@@ -116,6 +117,103 @@ class TestLoadOfficial:
             load_official(small)
 
 
+@pytest.fixture
+def small_mmseg() -> dict[str, Tensor]:
+    """One block per stage; values that tests can find again."""
+    state, generator = empty(source="mmseg"), torch.Generator().manual_seed(0)
+    for key in ("decode_head.ema_module.bases", "decode_head.conv_seg.weight", "backbone.layer4.0.bn3.running_var"):
+        state[key] = torch.rand(state[key].shape, generator=generator)
+    return state
+
+
+def without_auxiliary(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value for key, value in state.items() if not key.startswith("auxiliary_head.")}
+
+
+class TestLoadMmseg:
+    @pytest.mark.parametrize(("depth", "blocks"), [("r50", (3, 4, 6, 3)), ("r101", (3, 4, 23, 3))])
+    def test_every_key_of_the_published_networks(self, depth: str, blocks: tuple[int, ...]) -> None:
+        assert shapes(blocks, "mmseg") == MMSEG_KEYS[depth]
+        config = load_mmseg(empty(blocks, "mmseg")).config
+        assert config == SegmenterConfig(
+            num_classes=19,
+            backbone=f"resnet{depth[1:]}c",
+            output_stride=8,
+            concat_input=True,
+            auxiliary_channels=256,
+            ema=EMAConfig(renormalize="batch_mean", eps=1e-12, clamp=True),
+        )
+
+    @pytest.mark.parametrize("prefix", ["", "module."])
+    def test_carries_values(self, small_mmseg: dict[str, Tensor], prefix: str) -> None:
+        model = load_mmseg({prefix + key: value for key, value in small_mmseg.items()})
+        assert not model.training
+        assert torch.equal(model.context.bases, small_mmseg["decode_head.ema_module.bases"][0].T)
+        ours = model.state_dict()
+        for here, there in (
+            ("classifier.2.weight", "decode_head.conv_seg.weight"),
+            ("backbone.network.layer4.0.bn3.running_var", "backbone.layer4.0.bn3.running_var"),
+        ):
+            assert torch.equal(ours[here], small_mmseg[there])
+
+    def test_without_auxiliary_head(self, small_mmseg: dict[str, Tensor]) -> None:
+        model = load_mmseg(without_auxiliary(small_mmseg), 16, align_corners=True)
+        assert model.auxiliary is None
+        assert (model.config.output_stride, model.config.align_corners) == (16, True)
+
+    def test_without_concatenation(self, small_mmseg: dict[str, Tensor]) -> None:
+        state = {key: value for key, value in small_mmseg.items() if "conv_cat" not in key}
+        state["decode_head.bottleneck.conv.weight"] = torch.rand(256, 512, 3, 3)
+        model = load_mmseg(state)
+        assert model.bottleneck is None
+        assert torch.equal(model.classifier[0][0].weight, state["decode_head.bottleneck.conv.weight"])
+
+    @pytest.mark.parametrize(
+        "key",
+        [
+            "backbone.stem.0.weight",
+            "decode_head.ema_module.bases",
+            "decode_head.conv_cat.bn.bias",
+            "decode_head.ema_mid_conv.conv.bias",
+            "auxiliary_head.convs.0.conv.weight",
+            "auxiliary_head.conv_seg.bias",
+        ],
+    )
+    def test_missing(self, small_mmseg: dict[str, Tensor], key: str) -> None:
+        del small_mmseg[key]
+        with pytest.raises(CheckpointError, match=f"not a network of mmsegmentation: without {key}$"):
+            load_mmseg(small_mmseg)
+
+    @pytest.mark.parametrize("key", ["decode_head.conv_seg.scale", "backbone.conv1.weight", "ema.decode_head"])
+    def test_left_over(self, small_mmseg: dict[str, Tensor], key: str) -> None:
+        with pytest.raises(CheckpointError, match=f"mmsegmentation: with unknown {key}$"):
+            load_mmseg({**small_mmseg, key: torch.zeros(1)})
+
+    @pytest.mark.parametrize(
+        ("key", "shape", "message"),
+        [
+            ("decode_head.ema_module.bases", (512, 64), r"bases is \(512, 64\) and not \(1, c, k\)"),
+            (
+                "auxiliary_head.conv_seg.weight",
+                (21, 256, 1, 1),
+                r"conv_seg.weight is \(21, .* ask for \(19, 256, 1, 1\)",
+            ),
+            ("decode_head.conv_cat.conv.weight", (256, 2048, 3, 3), r"ask for \(256, 2304, 3, 3\)"),
+        ],
+    )
+    def test_other_shapes(self, small_mmseg: dict[str, Tensor], key: str, shape: tuple[int, ...], message: str) -> None:
+        with pytest.raises(CheckpointError, match=f"not a network of mmsegmentation: .*{message}"):
+            load_mmseg({**small_mmseg, key: torch.zeros(shape)})
+
+    def test_a_network_of_the_other_code(self, small: dict[str, Tensor], small_mmseg: dict[str, Tensor]) -> None:
+        with pytest.raises(
+            CheckpointError, match=r"not a network of mmsegmentation: without backbone\.stem\.0\.weight"
+        ):
+            load_mmseg(small)
+        with pytest.raises(CheckpointError, match="not a network of the authors' code: without extractor"):
+            load_official(small_mmseg)
+
+
 class TestReadOfficial:
     @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
     @pytest.mark.parametrize("nested", [True, False])
@@ -155,6 +253,7 @@ class TestCommand:
         recipe = read_recipe(out)
         assert released.config == direct.config == recipe.model
         assert recipe == official_recipe(direct)
+        assert (recipe.published, recipe.notes) == ((), "")
         assert recipe.optim == get_recipe("voc-r101").optim
         assert read_metadata(out)["source"] == "final.pth"
         for key, value in direct.state_dict().items():
@@ -173,6 +272,32 @@ class TestCommand:
         with pytest.raises(SystemExit):
             self.convert({"conv1.weight": torch.zeros(1)}, tmp_path)
         assert "not a network of the authors' code: without extractor.4.0.conv1.weight" in capsys.readouterr().err
+
+
+class TestMmsegCommand:
+    def test_makes_a_release(
+        self, small_mmseg: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        source, out = tmp_path / "emanet.pth", tmp_path / "net.safetensors"
+        state = {key: value.clone() for key, value in small_mmseg.items()}
+        torch.save({"meta": {"CLASSES": ("road",), "iter": 80_000}, "state_dict": state, "optimizer": {}}, source)
+        main(["convert", "mmseg", str(source), str(out), "--align-corners"])
+        assert "net.safetensors: resnet50c, 19 classes" in capsys.readouterr().out
+        released, direct = load_segmenter(out), load_mmseg(read_mmseg(source), align_corners=True)
+        assert released.config == direct.config
+        assert read_recipe(out) == mmseg_recipe(direct)
+        assert read_recipe(out).data.name == "cityscapes"
+        for key, value in direct.state_dict().items():
+            assert torch.equal(released.state_dict()[key], value), key
+
+    def test_data_set_with_other_classes(
+        self, small_mmseg: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        torch.save({key: value.clone() for key, value in small_mmseg.items()}, tmp_path / "emanet.pth")
+        with pytest.raises(SystemExit):
+            main(["convert", "mmseg", str(tmp_path / "emanet.pth"), str(tmp_path / "a.safetensors"), "--data", "voc"])
+        assert "the network tells 19 classes apart, voc has 21; name the data set" in capsys.readouterr().err
+        assert not (tmp_path / "a.safetensors").exists()
 
 
 def test_blocks_are_for_resnets() -> None:

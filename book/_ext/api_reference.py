@@ -19,7 +19,7 @@ MARKER = "<!-- every public module -->"
 READING_ORDER = [
     *("em", "bases", "modules", "fastops", "backbones", "segmenter", "data", "recipes"),
     *("optim", "trainer", "runlog", "evaluation", "metrics", "prediction", "viz"),
-    *("checkpoints", "convert", "results", "cli"),
+    *("cost", "checkpoints", "convert", "results", "cli"),
 ]
 
 

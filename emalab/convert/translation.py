@@ -110,7 +110,11 @@ def recipe_for(model: Segmenter, data: str, base: Recipe, name: str, summary: st
             f"the network tells {model.config.num_classes} classes apart, {data} has {spec.num_classes}; "
             "name the data set that it was trained on"
         )
-    return replace(base, name=name, summary=summary, data=replace(base.data, name=data), model=model.config)
+    data_config = replace(base.data, name=data)
+    # What is said and published of the base is not said of this network.
+    return replace(
+        base, name=name, summary=summary, data=data_config, model=model.config, notes="", published=(), init_from=None
+    )
 
 
 def _is_state_dict(content: Any) -> bool:
