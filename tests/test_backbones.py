@@ -107,6 +107,30 @@ class TestTimmBackbone:
         with pytest.raises(ValueError, match=r"narrow.pt' do not fit wide_resnet50_2: 'layer1.0.conv1.weight' is"):
             build_backbone("wide_resnet50_2", weights=str(tmp_path / "narrow.pt"))
 
+    def test_weights_without_a_hub(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def unreachable(*_: object, **__: object) -> None:
+            raise ConnectionError("no route to the hub")
+
+        monkeypatch.setattr("timm.models._builder.load_pretrained", unreachable)
+        with pytest.raises(FileNotFoundError) as refused:
+            build_backbone("resnet101s", 8, weights="imagenet")
+        assert "ImageNet weights of resnet101s cannot be had from timm's hub here (ConnectionError)" in str(
+            refused.value
+        )
+        assert "download model.safetensors of timm/resnet101s.gluon_in1k" in str(refused.value)
+        assert str(refused.value).endswith("--model.backbone-weights PATH")
+
+    def test_the_papers_backbone(self) -> None:
+        """Three 3×3 convolutions at the start, 64, 64 and 128 wide, and the stride of a stage in its 3×3 convolution."""
+        for depth, blocks in ((50, [3, 4, 6, 3]), (101, [3, 4, 23, 3]), (152, [3, 8, 36, 3])):
+            with torch.device("meta"):
+                network = timm.create_model(f"resnet{depth}s")
+            stem = [module for module in network.conv1 if isinstance(module, nn.Conv2d)]
+            assert [(conv.out_channels, conv.stride[0]) for conv in stem] == [(64, 2), (64, 1), (128, 1)]
+            assert [len(network.get_submodule(f"layer{stage}")) for stage in (1, 2, 3, 4)] == blocks
+            assert [getattr(network.layer2[0], f"conv{i}").stride[0] for i in (1, 2, 3)] == [1, 2, 1]
+            assert build_backbone("resnet50s").mean == (0.485, 0.456, 0.406)
+
     @pytest.mark.parametrize("name", ["damaged.pt", "damaged.safetensors"])
     def test_damaged_weights(self, name: str, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"not weights at all" * 9)

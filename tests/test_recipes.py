@@ -7,8 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from emalab.data import get_spec
+from emalab.optim import poly_lr
 from emalab.recipes import (
     DataConfig,
     EvalConfig,
@@ -16,6 +18,7 @@ from emalab.recipes import (
     Recipe,
     get_recipe,
     recipe_from_dict,
+    recipe_groups,
     recipe_names,
     recipe_to_dict,
 )
@@ -36,8 +39,86 @@ class TestEveryRecipe:
         assert {recipe.data.train_split, recipe.data.eval_split} <= set(spec.splits)
 
     def test_builds(self, name: str) -> None:
-        model = build_segmenter(replace(get_recipe(name).model, backbone_weights=None))
+        recipe = get_recipe(name)
+        with torch.device("meta"):  # shapes without memory
+            model = build_segmenter(replace(recipe.model, backbone_weights=None))
         assert model.backbone.output_stride == model.config.output_stride
+        for stride in (recipe.model.output_stride, recipe.evaluation.output_stride or recipe.model.output_stride):
+            # Crops, and images padded for evaluation, whose corners coincide with positions of the feature map.
+            assert not recipe.model.align_corners or {(side - 1) % stride for side in recipe.data.crop_size} == {0}
+
+    def test_schedule_comes_out_even(self, name: str) -> None:
+        optim = get_recipe(name).optim
+        assert optim.iterations % optim.lr_hold == 0
+        assert 0 <= optim.warmup < optim.iterations
+        assert optim.batch_size % 4 == 0, "one or four GPUs share a batch"
+        rates = [poly_lr(i, optim) for i in range(optim.iterations)]
+        assert max(rates) <= optim.lr
+        assert rates[-1] == 0
+        assert min(rates[optim.warmup : -optim.lr_hold]) > 0
+
+
+class TestPublished:
+    """The rows of the paper, and that nothing of them differs but what they say."""
+
+    def test_every_row_has_a_name(self) -> None:
+        rows = {
+            recipe.name: [(row.score, row.protocol) for row in recipe.published]
+            for group in recipe_groups().values()
+            for recipe in group
+            if recipe.published and recipe.model.context == "ema"
+        }
+        assert rows == {
+            "voc-r50-ablation": [(78.52, "single scale")],
+            "voc-r101": [(80.05, "single scale"), (81.32, "multi-scale + flip")],
+            "voc-r101-256": [(79.73, "single scale"), (80.94, "multi-scale + flip")],
+            "voc-r101-chain-trainval": [(87.7, "on the test server")],
+            "voc-r152-chain-trainval": [(88.2, "on the test server")],
+            "context-59-r101": [(53.1, "over 59 or 60 classes")],
+            "context-60-r101": [(53.1, "over 59 or 60 classes")],
+            "coco-stuff-10k-r101": [(39.9, "on 10k test")],
+        }
+
+    def test_says_by_whom(self) -> None:
+        recipes = [recipe for group in recipe_groups().values() for recipe in group]
+        assert all(row.source for recipe in recipes for row in recipe.published)
+        assert all("could not be checked" in recipe.notes for recipe in recipes if recipe.name.startswith("context"))
+
+    def test_the_ablations_setting(self) -> None:
+        ablation, plain = get_recipe("voc-r50-ablation"), get_recipe("voc-r50")
+        assert (ablation.model.output_stride, ablation.evaluation.output_stride) == (16, 8)
+        assert (ablation.optim.batch_size, ablation.optim.iterations) == (12, 30_000)
+        assert ablation.data == plain.data
+        assert replace(ablation.model, output_stride=8) == plain.model
+        assert replace(ablation.optim, batch_size=16) == plain.optim
+
+    def test_the_authors_training_everywhere(self) -> None:
+        """One optimizer, one crop, one network but for its depth and classes; COCO alone is trained on for longer."""
+        base = get_recipe("voc-r101")
+        names = [n for n in recipe_names() if n.startswith(("voc-r101", "voc-r152", "context", "coco-stuff"))]
+        for recipe in map(get_recipe, names):
+            assert replace(recipe.data, name="", train_split="", eval_split="") == replace(
+                base.data, name="", train_split="", eval_split=""
+            )
+            iterations = 150_000 if recipe.name.endswith("-coco") else 30_000
+            assert recipe.optim == replace(base.optim, iterations=iterations)
+            assert (recipe.precision, recipe.model.align_corners, recipe.model.multi_grid) == (
+                "32-true",
+                True,
+                (1, 2, 4),
+            )
+
+    @pytest.mark.parametrize("depth", [101, 152])
+    def test_the_chain_to_the_test_server(self, depth: int) -> None:
+        coco, trainaug, trainval = (get_recipe(f"voc-r{depth}-{step}") for step in ("coco", *_CHAIN))
+        assert (coco.init_from, trainaug.init_from, trainval.init_from) == (None, coco.name, trainaug.name)
+        assert [r.data.name for r in (coco, trainaug, trainval)] == ["coco-voc", "voc", "voc"]
+        assert [r.data.train_split for r in (coco, trainaug, trainval)] == ["train", "trainaug", "trainval"]
+        assert trainaug.model == trainval.model == replace(coco.model, backbone_weights=None)
+        assert get_spec("coco-voc").classes == get_spec("voc").classes, "so the classifier is carried on"
+
+
+_CHAIN = ("chain-trainaug", "chain-trainval")
 
 
 def test_a_recipe_from_before_a_field_existed() -> None:
@@ -50,6 +131,10 @@ def test_a_recipe_from_before_a_field_existed() -> None:
         ("model", "backbone_blocks"),
     ):
         del stored[section][name]
+    for name in ("output_stride", "window", "overlap"):
+        del stored["evaluation"][name]
+    for name in ("init_from", "notes", "published"):
+        del stored[name]
     assert recipe_from_dict(stored) == get_recipe("shapes-tiny")
 
 
@@ -84,6 +169,7 @@ def test_unknown_name_suggests_the_nearest(typed: str, meant: str) -> None:
         ({"optim": {"optimizer": "adam"}}, "recipe.optim.optimizer must be one of sgd, adamw; got 'adam'"),
         ({"model": {"ema": {"norm": "l1"}}}, "recipe.model.ema.norm must be one of l2, layer, none; got 'l1'"),
         ({"precision": 32}, "recipe.precision must be one of 32-true, .*; got 32"),
+        ({"published": [{"score": 1.0, "by": "me"}]}, r"recipe.published\[0\] has no field 'by'"),
         ({"data": "voc"}, "recipe.data must be an object with the fields name, .*; got 'voc'"),
     ],
 )
@@ -103,6 +189,9 @@ def test_mistakes_in_a_file(values: dict[str, Any], message: str) -> None:
         ({"optim": OptimConfig(warmup=-1)}, "optim.warmup must be at least 0"),
         ({"evaluation": EvalConfig(batch_size=0)}, "evaluation.batch_size must be at least 1"),
         ({"evaluation": EvalConfig(every=-5)}, "evaluation.every must be at least 0"),
+        ({"evaluation": EvalConfig(window=(0, 9))}, "evaluation.window must be at least 1, got 0"),
+        ({"evaluation": EvalConfig(overlap=1.0)}, "evaluation.overlap must be below 1, got 1.0"),
+        ({"evaluation": EvalConfig(overlap=-0.5)}, "evaluation.overlap must be at least 0, got -0.5"),
         ({"evaluation": EvalConfig(scales=())}, "evaluation.scales must be positive"),
         ({"evaluation": EvalConfig(scales=(0.0,))}, "evaluation.scales must be positive"),
         ({"optim": OptimConfig(batch_size=1)}, "too small for batch norm"),

@@ -106,6 +106,7 @@ def _emanet(
     name: str, depth: _Depth, data: DataConfig, num_classes: int, summary: str, *published: Published, notes: str = ""
 ) -> Recipe:
     """The authors' training on VOC, each setting theirs, on any data."""
+    weights = f"It starts from timm's ImageNet weights of resnet{depth}s, the authors' backbone; theirs may be others."
     return Recipe(
         name=name,
         summary=summary,
@@ -122,7 +123,7 @@ def _emanet(
         optim=OptimConfig(bias_lr_factor=2.0, lr_hold=10, loss_average="all"),
         evaluation=EvalConfig(scales=(0.5, 0.75, 1.0, 1.25, 1.5, 1.75), flip=True),
         precision="32-true",
-        notes=notes,
+        notes=f"{notes} {weights}".strip(),
         published=published,
     )
 
