@@ -19,13 +19,17 @@ def fingerprint() -> str:
     another torch would leave yesterday's figures in the book.
     """
     digest = hashlib.sha256()
-    for folder in (ROOT / "emalab", ROOT / "book" / "results"):
-        for path in sorted(
-            p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts
-        ):
-            digest.update(
-                str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes()
-            )
+    patterns = (
+        "emalab/**/*",
+        "book/results/**/*",
+        "tests/reference/*",
+        "tests/closed_form.py",
+    )
+    found = {path for pattern in patterns for path in ROOT.glob(pattern)}
+    for path in sorted(
+        p for p in found if p.is_file() and "__pycache__" not in p.parts
+    ):
+        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
     for package in sorted(
         f"{package.name}=={package.version}" for package in distributions()
     ):
