@@ -121,7 +121,8 @@ class TestTimmBackbone:
         assert str(refused.value).endswith("--model.backbone-weights PATH")
 
     def test_the_papers_backbone(self) -> None:
-        """Three 3×3 convolutions at the start, 64, 64 and 128 wide, and the stride of a stage in its 3×3 convolution."""
+        """Three 3×3 convolutions at the start, 64, 64 and 128 wide; the stride of a stage is in its 3×3 convolution."""
+        assert build_backbone("resnet50s").mean == (0.485, 0.456, 0.406)
         for depth, blocks in ((50, [3, 4, 6, 3]), (101, [3, 4, 23, 3]), (152, [3, 8, 36, 3])):
             with torch.device("meta"):
                 network = timm.create_model(f"resnet{depth}s")
@@ -129,7 +130,6 @@ class TestTimmBackbone:
             assert [(conv.out_channels, conv.stride[0]) for conv in stem] == [(64, 2), (64, 1), (128, 1)]
             assert [len(network.get_submodule(f"layer{stage}")) for stage in (1, 2, 3, 4)] == blocks
             assert [getattr(network.layer2[0], f"conv{i}").stride[0] for i in (1, 2, 3)] == [1, 2, 1]
-            assert build_backbone("resnet50s").mean == (0.485, 0.456, 0.406)
 
     @pytest.mark.parametrize("name", ["damaged.pt", "damaged.safetensors"])
     def test_damaged_weights(self, name: str, tmp_path: Path) -> None:
