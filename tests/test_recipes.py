@@ -129,12 +129,17 @@ def test_a_recipe_from_before_a_field_existed() -> None:
         ("optim", "lr_hold"),
         ("model", "batch_norm_momentum"),
         ("model", "backbone_blocks"),
+        ("model", "concat_input"),
+        ("model", "auxiliary_channels"),
+        ("optim", "auxiliary_weight"),
     ):
         del stored[section][name]
     for name in ("output_stride", "window", "overlap"):
         del stored["evaluation"][name]
     for name in ("init_from", "notes", "published"):
         del stored[name]
+    for name in ("eps", "clamp"):
+        del stored["model"]["ema"][name]
     assert recipe_from_dict(stored) == get_recipe("shapes-tiny")
 
 
