@@ -1,0 +1,55 @@
+"""Evaluation shared by real processes: every image counts once, however many processes there are."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from test_evaluation import Sizes
+from tiny import tiny_segmenter
+
+from emalab.evaluation import evaluate
+from emalab.metrics import SegmentationScores
+
+SETTINGS = {"scales": (0.75, 1.0), "flip": True}
+
+
+class Few(Sizes):
+    """Fewer images than processes: some have nothing to do."""
+
+    sizes = Sizes.sizes[:2]
+
+
+def score_as_rank(rank: int, world_size: int, meeting: Path, data: Sizes) -> None:
+    torch.set_num_threads(1)  # a forked process has none of its parent's threads
+    dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=world_size)
+    scores = evaluate(tiny_segmenter(), data, **SETTINGS)
+    torch.save(scores.to_dict(), meeting.with_suffix(f".{rank}.pt"))
+    dist.destroy_process_group()
+
+
+def shared_scores(world_size: int, folder: Path, data: Sizes) -> list[dict[str, object]]:
+    """What each of the processes says."""
+    meeting, fork = folder / "meeting", multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=score_as_rank, args=(rank, world_size, meeting, data)) for rank in range(world_size)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(timeout=100)
+        assert process.exitcode == 0
+    return [torch.load(meeting.with_suffix(f".{rank}.pt"), weights_only=True) for rank in range(world_size)]
+
+
+@pytest.mark.parametrize(("world_size", "data"), [(2, Sizes()), (3, Sizes()), (3, Few())], ids=["7/2", "7/3", "2/3"])
+def test_every_image_counts_once(world_size: int, data: Sizes, tmp_path: Path) -> None:
+    """Seven images divide by neither two nor three; one that was counted twice would show in the scores."""
+    alone: SegmentationScores = evaluate(tiny_segmenter(), data, **SETTINGS)
+    assert alone.images == len(data)
+    twice = Sizes()
+    twice.sizes = (*data.sizes, data.sizes[0])
+    assert evaluate(tiny_segmenter(), twice, **SETTINGS).iou != alone.iou
+    for scores in shared_scores(world_size, tmp_path, data):
+        assert scores == alone.to_dict()
