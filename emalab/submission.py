@@ -30,6 +30,7 @@ from emalab.checkpoints import write_atomically
 from emalab.data import LabeledImages
 from emalab.data.coco_stuff import COCO_STUFF_10K, COCO_STUFF_164K, IDS
 from emalab.data.errors import DataError
+from emalab.data.loader import keep_inherited_objects
 from emalab.data.voc import VOC
 from emalab.evaluation import check_classes, share_of_rank
 from emalab.inference import predict_labels
@@ -137,7 +138,9 @@ class _Images(Dataset[tuple[Tensor, str]]):
 
 def _images(dataset: LabeledImages, num_workers: int, progress: bool) -> Iterator[tuple[Tensor, str]]:
     images = _Images(dataset)
-    loader: DataLoader[tuple[Tensor, str]] = DataLoader(images, batch_size=None, num_workers=num_workers)
+    loader: DataLoader[tuple[Tensor, str]] = DataLoader(
+        images, batch_size=None, num_workers=num_workers, worker_init_fn=keep_inherited_objects
+    )
     disable = not progress or images.indices.start > 0
     return iter(tqdm(loader, "predicting", unit="img", disable=disable, leave=False))
 

@@ -117,7 +117,9 @@ def test_two_devices_are_one_with_their_batches_together(tmp_path: Path) -> None
 def test_resumed_run_keeps_the_scale_of_float16_gradients(execution: str, tmp_path: Path) -> None:
     recipe = replace(tiny_recipe(execution=execution), precision="16-mixed")
     trainer = Trainer(recipe, tmp_path, GPU)
-    trainer.fabric.strategy.precision.scaler.update(1024.0)
+    scaler = trainer.fabric.strategy.precision.scaler
+    scaler.scale(torch.zeros((), device="cuda"))  # it begins to exist with its first use
+    scaler.update(1024.0)
     trainer.save(trainer.last)
     resumed = Trainer(recipe, tmp_path, replace(GPU, resume=True))
     assert resumed.fabric.strategy.precision.scaler.get_scale() == 1024.0

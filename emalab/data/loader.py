@@ -1,5 +1,6 @@
 """The order of training data as a pure function of the iteration, and the loader that follows it."""
 
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -130,6 +131,14 @@ class AugmentedDataset(Dataset[tuple[Tensor, Tensor]]):
         return sample.image.as_subclass(Tensor), sample.mask.as_subclass(Tensor)
 
 
+def keep_inherited_objects(worker: int) -> None:
+    """For `DataLoader(worker_init_fn=…)`: a forked worker never collects garbage that it got from its parent.
+
+    CUDA tensors may be among it, and to free one in a forked process aborts the process.
+    """
+    gc.freeze()
+
+
 def training_loader(
     dataset: LabeledImages,
     transform: nn.Module,
@@ -160,4 +169,5 @@ def training_loader(
         batch_sampler=batches,
         num_workers=num_workers,
         pin_memory=pin_memory,
+        worker_init_fn=keep_inherited_objects,
     )

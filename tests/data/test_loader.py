@@ -1,4 +1,7 @@
+import gc
+import os
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -146,3 +149,32 @@ def test_an_error_in_a_worker_names_the_file(tmp_path, num_workers):
     loader = training_loader(data, nn.Identity(), batch_size=3, num_iterations=1, num_workers=num_workers)
     with pytest.raises(DataError, match=data.pairs[1].image.name):
         next(iter(loader))
+
+
+class Collecting(Numbered):
+    """Every access collects garbage."""
+
+    def __getitem__(self, index: int) -> Sample:
+        gc.collect()
+        return super().__getitem__(index)
+
+
+def test_workers_leave_their_parents_garbage_alone(tmp_path):
+    """A CUDA tensor that is freed in a forked process would abort it."""
+
+    class Cycle:
+        def __init__(self, log: Path) -> None:
+            self.log, self.itself = log, self
+
+        def __del__(self) -> None:
+            with self.log.open("a") as file:
+                file.write(f"{os.getpid()}\n")
+
+    gc.disable()
+    try:
+        Cycle(tmp_path / "log")
+        list(training_loader(Collecting(), TrainTransform((8, 9)), batch_size=4, num_iterations=2, num_workers=1))
+    finally:
+        gc.enable()
+    gc.collect()
+    assert (tmp_path / "log").read_text().split() == [str(os.getpid())]
