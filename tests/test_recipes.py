@@ -144,7 +144,7 @@ def test_a_recipe_from_before_a_field_existed() -> None:
 
 
 def test_heads_differ_in_nothing_but_the_context() -> None:
-    """So that a comparison of their scores is one of the heads."""
+    """So that a comparison of their scores is one of the heads. On real data each has the rate that suits it best."""
     suffixes = {"-fcn": "none", "-non-local": "non_local", "-deeplab-v3": "deeplab_v3", "-psp": "psp"}
     for name in ("shapes-pooled", "shapes-far", "camvid-lite2", "voc-animals-lite2", "voc-r50", "voc-r101"):
         ema = get_recipe(name)
@@ -152,7 +152,10 @@ def test_heads_differ_in_nothing_but_the_context() -> None:
             other = get_recipe(name + suffix)
             width = 512 if name.startswith("voc-r") and context == "psp" else ema.model.head_channels  # PSPNet's own
             model = replace(ema.model, context=context, head_channels=width)
-            expected = replace(ema, name=other.name, summary=other.summary, model=model, published=other.published)
+            optim = replace(ema.optim, lr=other.optim.lr) if "lite2" in name else ema.optim
+            expected = replace(
+                ema, name=other.name, summary=other.summary, model=model, optim=optim, published=other.published
+            )
             assert expected == other
 
 
