@@ -18,7 +18,17 @@ MARKER = "<!-- every public module -->"
 # Reading order: the mathematics first, the shells around it after. Modules not named here follow.
 READING_ORDER = [
     *("em", "bases", "modules", "fastops", "backbones", "segmenter", "data", "recipes"),
-    *("optim", "trainer", "runlog", "inference", "evaluation", "metrics", "prediction", "submission", "viz"),
+    *(
+        "optim",
+        "trainer",
+        "runlog",
+        "inference",
+        "evaluation",
+        "metrics",
+        "prediction",
+        "submission",
+        "viz",
+    ),
     *("cost", "checkpoints", "convert", "results", "cli"),
 ]
 
