@@ -116,7 +116,7 @@ def _evaluate(
             overlap=recipe.evaluation.overlap if overlap is None else overlap,
             batch_size=batch_size,
             num_workers=min(os.cpu_count() or 1, 8),
-            progress=True,
+            progress=sys.stderr.isatty(),
         )
     if _is_first_process():
         _print_scores(scores)
@@ -168,7 +168,7 @@ def _submit(
             window=window or recipe.evaluation.window,
             overlap=recipe.evaluation.overlap if overlap is None else overlap,
             num_workers=min(os.cpu_count() or 1, 8),
-            progress=True,
+            progress=sys.stderr.isatty(),
         )
     if _is_first_process():
         print(f"{len(dataset)} images: {handed_in}")
