@@ -27,7 +27,10 @@ STEPS = 20
 GPU = RunOptions(accelerator="cuda", num_workers=4, progress=False, log_every=1, checkpoint_every=STEPS)
 
 # Of other packages, with the reason why they are no trouble of ours.
-EXPLAINED: dict[str, str] = {}
+EXPLAINED = {
+    r"AccumulateGrad node's stream does not match": "a CUDA graph is recorded on a stream of its own",
+    r"multi-threaded, use of fork\(\) may lead to deadlocks": "torch's loader forks; Python 3.12 warns of it",
+}
 
 
 class Blobs(LabeledImages):

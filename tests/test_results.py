@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,11 @@ from tiny import tiny_recipe
 from emalab import results
 from emalab.data.shapes import POOLED
 from emalab.metrics import SegmentationScores, scores_from_confusion
-from emalab.recipes import recipe_from_dict
+from emalab.recipes import get_recipe, recipe_from_dict
 from emalab.results import git_commit, load_records, make_record, write_record
 
 CPU = torch.device("cpu")
+RECORDS = Path(__file__).parents[1] / "book" / "results"
 
 
 def some_scores() -> SegmentationScores:
@@ -94,3 +97,14 @@ class TestGitCommit:
     def test_is_none_outside_of_a_checkout(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(results, "__file__", str(tmp_path / "results.py"))
         assert git_commit() is None
+
+
+@pytest.mark.parametrize("path", sorted(RECORDS.glob("*-seed*.json")), ids=lambda path: path.stem)
+def test_records_of_the_book_are_of_the_recipes_that_they_name(path: Path) -> None:
+    """So that `emalab train RECIPE --seed N` makes the same run again."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    ran = recipe_from_dict(record["recipe"])
+    assert path.stem == f"{ran.name}-seed{record['seed']}"
+    named = get_recipe(ran.name)
+    assert ran == replace(named, seed=record["seed"], summary=ran.summary, notes=ran.notes, published=ran.published)
+    assert re.fullmatch(r"[0-9a-f]{40}\+?", record["commit"])

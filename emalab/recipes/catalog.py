@@ -109,6 +109,7 @@ def _lite2_cpu() -> Recipe:
         name="voc-animals-lite2-cpu",
         data=replace(base.data, crop_size=(256, 256), scale_range=(0.5, 1.5)),
         optim=replace(base.optim, lr=7e-4, iterations=1_400, batch_size=8),
+        evaluation=EvalConfig(every=0),
         execution="eager",
     )
 
