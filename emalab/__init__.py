@@ -3,15 +3,15 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from emalab.em import EMOutput, em_attention
-from emalab.modules import EMAU, NonLocal2d
-
 if TYPE_CHECKING:
+    from emalab.architecture import SegmenterConfig
     from emalab.convert import load_mmseg, load_official
+    from emalab.em import EMOutput, em_attention
     from emalab.evaluation import evaluate
+    from emalab.modules import EMAU, NonLocal2d
     from emalab.prediction import predict
     from emalab.recipes import Recipe, get_recipe
-    from emalab.segmenter import Segmenter, SegmenterConfig, build_segmenter
+    from emalab.segmenter import Segmenter, build_segmenter
     from emalab.trainer import train
 
 __all__ = [
@@ -31,12 +31,17 @@ __all__ = [
     "train",
 ]
 
-# Imported when first asked for: who wants only the attention does not wait for timm, torchmetrics and lightning.
+# Imported when first asked for: who wants only the attention does not wait for timm, torchmetrics and lightning, and
+# who wants only help not even for torch.
 _LAZY = {
+    "EMAU": "modules",
+    "EMOutput": "em",
+    "NonLocal2d": "modules",
     "Recipe": "recipes",
     "Segmenter": "segmenter",
-    "SegmenterConfig": "segmenter",
+    "SegmenterConfig": "architecture",
     "build_segmenter": "segmenter",
+    "em_attention": "em",
     "evaluate": "evaluation",
     "get_recipe": "recipes",
     "load_mmseg": "convert",

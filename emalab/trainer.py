@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 
-class TrainingDivergedError(RuntimeError):
+class TrainingDivergedError(FloatingPointError):
     """The loss is no longer finite; the message says where, and what to try."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,12 @@ from PIL import Image
 from tiny import short_train, tiny_recipe, tiny_segmenter
 from tiny_data import make_camvid, random_labels, save_image, save_mask
 
-from emalab import cli
 from emalab.checkpoints import export_segmenter, load_training_state, read_metadata
 from emalab.cli import main
+from emalab.commands import data as data_command
+from emalab.commands import evaluate as evaluate_command
+from emalab.commands import recipes as recipes_command
+from emalab.data import dataset_names
 from emalab.recipes import EvalConfig, recipe_names
 from emalab.segmenter import Segmenter, SegmenterConfig
 
@@ -54,38 +58,29 @@ def camvid(tmp_path: Path) -> Path:
     return make_camvid(tmp_path / "data", per_split=2)
 
 
+COMMANDS = (
+    *("evaluate", "submit", "export", "convert official", "convert mmseg"),
+    *("cost", "predict", "data prepare", "data check", "recipes"),
+)
+
+
 class TestHelp:
     def test_lists_the_commands(self, capsys: Capture) -> None:
         fails("--help", code=0)
         text = capsys.readouterr().out
-        for command in (
-            "train",
-            "evaluate",
-            "submit",
-            "export",
-            "convert official",
-            "convert mmseg",
-            "cost",
-            "predict",
-            "data check",
-            "recipes",
-        ):
+        for command in ("train", *COMMANDS):
             assert f"\n  {command} " in text
 
-    @pytest.mark.parametrize(
-        "command",
-        [
-            "evaluate",
-            "submit",
-            "export",
-            "convert official",
-            "convert mmseg",
-            "cost",
-            "predict",
-            "data check",
-            "recipes",
-        ],
-    )
+    def test_of_a_group_lists_its_commands(self, capsys: Capture) -> None:
+        fails("data", "--help", code=0)
+        text = capsys.readouterr().out
+        assert "\n  data prepare " in text
+        assert "convert" not in text
+        assert all(name in text for name in dataset_names())
+        fails("convert", code=2)
+        assert "\n  convert mmseg " in capsys.readouterr().out
+
+    @pytest.mark.parametrize("command", COMMANDS)
     def test_of_a_command(self, command: str, capsys: Capture) -> None:
         fails(*command.split(), "--help", code=0)
         assert f"usage: emalab {command}" in capsys.readouterr().out
@@ -135,7 +130,23 @@ class TestWrongCommand:
 
     def test_unknown(self, capsys: Capture) -> None:
         fails("trian", "shapes-tiny", code=2)
-        assert "emalab: error: no command 'trian shapes-tiny'\n\nusage" in capsys.readouterr().err
+        assert "emalab: error: no command 'trian'; did you mean 'train'?\n\nusage" in capsys.readouterr().err
+        fails("data", "chek", "voc", code=2)
+        assert "no command 'data chek'; did you mean 'data check'?\n\nusage" in capsys.readouterr().err
+        fails("--hlep", code=2)
+        assert "emalab: error: no command '--hlep'\n\nusage" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("words", "spared"),
+        [(["--help"], "torch"), (["trian"], "torch"), (["recipes"], "torchvision")],
+        ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+    )
+    def test_is_told_at_once(self, words: list[str], spared: str) -> None:
+        """In a fresh process, without the imports that take seconds."""
+        program = f"import sys; from emalab.cli import main; sys.argv[1:] = {words}\ntry: main()\n"
+        program += f"finally: print({spared!r} in sys.modules)"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+        assert done.stdout.splitlines()[-1] == "False", done.stderr
 
     def test_no_recipe(self, capsys: Capture) -> None:
         fails("train", code=2)
@@ -187,11 +198,10 @@ class TestTrain:
 
 class TestEvaluate:
     def test_prints_and_writes_scores(self, release: Path, tmp_path: Path, capsys: Capture) -> None:
-        main(
-            ["evaluate", str(release), "--batch-size", "50", "--device", "cpu", "--out", str(tmp_path / "scores.json")]
-        )
+        out = tmp_path / "new" / "scores.json"  # a folder that nobody made must not cost a long evaluation
+        main(["evaluate", str(release), "--batch-size", "50", "--device", "cpu", "--out", str(out)])
         text = capsys.readouterr().out
-        scores = json.loads((tmp_path / "scores.json").read_text())
+        scores = json.loads(out.read_text())
         assert scores["images"] == 200
         assert f"mIoU {100 * scores['miou']:.2f}" in text
         assert all(name in text for name in scores["iou"])
@@ -204,8 +214,8 @@ class TestEvaluate:
         recipe = replace(tiny_recipe(model=model), evaluation=EvalConfig(output_stride=8, window=(32, 32), overlap=0.5))
         export_segmenter(Segmenter(model), tmp_path / "net.safetensors", recipe, {})
         seen: list[tuple[Segmenter, dict[str, object]]] = []
-        monkeypatch.setattr(cli, "evaluate", lambda model, *_, **settings: seen.append((model, settings)))
-        monkeypatch.setattr(cli, "_print_scores", print)
+        monkeypatch.setattr(evaluate_command, "evaluate", lambda model, *_, **settings: seen.append((model, settings)))
+        monkeypatch.setattr(evaluate_command, "_print_scores", print)
         main(["evaluate", str(tmp_path / "net.safetensors")])
         flags = "--output-stride 16 --window 48 64 --overlap 0"
         main(["evaluate", str(tmp_path / "net.safetensors"), *flags.split()])
@@ -253,6 +263,11 @@ class TestExport:
         fails("export", tmp_path / "gone", tmp_path / "net.safetensors")
         assert "record.json" in message(capsys)
         assert not (tmp_path / "net.safetensors").exists()
+
+    def test_of_a_damaged_record(self, tmp_path: Path, capsys: Capture) -> None:
+        (tmp_path / "record.json").write_text('{"recipe": ')
+        fails("export", tmp_path, tmp_path / "net.safetensors")
+        assert f"{tmp_path / 'record.json'} is not a result record" in message(capsys)
 
 
 class TestPredict:
@@ -320,13 +335,22 @@ class TestDataCheck:
 def test_a_reader_that_leaves_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """``emalab recipes | head -1``"""
 
-    def closed(_: object) -> None:
+    def closed() -> None:
         raise BrokenPipeError
 
-    monkeypatch.setitem(cli._COMMANDS, "recipes", (closed, ""))
+    monkeypatch.setattr(recipes_command, "run", closed)
     with (tmp_path / "out").open("w") as out:
         monkeypatch.setattr(sys, "stdout", out)
         main(["recipes"])
+
+
+def test_an_interruption_needs_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes_command, "run", interrupted)
+    fails("recipes", code=130)
+    assert capsys.readouterr().err == "emalab: interrupted\n"
 
 
 def test_data_lies_in_the_folder_data_unless_said_otherwise(
@@ -337,7 +361,7 @@ def test_data_lies_in_the_folder_data_unless_said_otherwise(
     monkeypatch.chdir(tmp_path)
     main(["data", "check", "camvid"])
     assert "everything is in order" in capsys.readouterr().out
-    monkeypatch.setattr(cli, "prepare_dataset", lambda name, root, *_, **__: print(f"{name} to {root}"))
+    monkeypatch.setattr(data_command, "prepare_dataset", lambda name, root, *_, **__: print(f"{name} to {root}"))
     main(["data", "prepare", "camvid"])
     monkeypatch.chdir(tmp_path / "data")
     main(["data", "prepare", "camvid"])

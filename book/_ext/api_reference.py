@@ -17,7 +17,8 @@ MARKER = "<!-- every public module -->"
 
 # Reading order: the mathematics first, the shells around it after. Modules not named here follow.
 READING_ORDER = [
-    *("em", "bases", "modules", "fastops", "backbones", "segmenter", "data", "recipes"),
+    *("em", "bases", "modules", "fastops", "architecture", "backbones", "segmenter"),
+    *("data", "recipes"),
     *(
         "optim",
         "trainer",
@@ -29,7 +30,7 @@ READING_ORDER = [
         "submission",
         "viz",
     ),
-    *("cost", "checkpoints", "convert", "results", "cli"),
+    *("cost", "checkpoints", "convert", "results", "cli", "commands"),
 ]
 
 

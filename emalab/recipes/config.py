@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
-from emalab.segmenter import SegmenterConfig
+from emalab.architecture import SegmenterConfig
 
 __all__ = [
     "DataConfig",

@@ -1,0 +1,26 @@
+"""`emalab cost RECIPE`."""
+
+from __future__ import annotations
+
+from tyro.conf import Positional
+
+from emalab.cost import network_cost
+from emalab.recipes import get_recipe
+
+__all__ = ["run"]
+
+
+def run(recipe: Positional[str], size: tuple[int, int] | None = None) -> None:
+    """Count what the network of a recipe costs for one image: multiply-adds, parameters and activations.
+
+    Args:
+        recipe: its name; `emalab recipes` lists all.
+        size: height and width of the image; by default that of the recipe's crops.
+    """
+    chosen = get_recipe(recipe)
+    height, width = size or chosen.data.crop_size
+    total = network_cost(chosen.model, (height, width))
+    print(f"{f'{height}×{width}':<12} multiply-adds  parameters  activations")
+    for name, cost in {**total.parts, "total": total}.items():
+        giga, mega, maps = cost.multiply_adds / 1e9, cost.parameters / 1e6, cost.activations / 1e6
+        print(f"{name:<12} {giga:>11.3f} G {mega:>9.3f} M {maps:>10.2f} M")

@@ -1,0 +1,50 @@
+"""`emalab data prepare NAME` and `emalab data check NAME`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from emalab.commands.environment import DEFAULT_ROOT, default_data_root
+from emalab.data.check import check_dataset
+from emalab.data.prepare import prepare_dataset
+
+__all__ = ["check", "prepare"]
+
+
+def prepare(
+    name: Positional[str],
+    source: Annotated[Path | None, arg(name="from")] = None,
+    data_root: Path | None = None,
+    keep_archives: bool = False,
+) -> None:
+    """Get a benchmark from its official release: download, verify, unpack and convert what is not there yet.
+
+    A run that was stopped goes on where it was when it is started again. Without a network, download the archives
+    elsewhere and name their folder with --from; the error for an empty folder lists their names and addresses.
+
+    Args:
+        name: camvid, voc (3.4 GB), context-59 or context-60 (1.3 GB together), coco-stuff-10k (2 GB), coco-stuff-164k
+            or coco-voc (21 GB together).
+        source: folder with the release's archives, which are kept; nothing is downloaded then.
+        data_root: where the data goes; $EMALAB_DATA by default, and data/ here without one.
+        keep_archives: keep downloaded archives, in archives/ under the data root, once they are unpacked.
+    """
+    root = data_root or default_data_root() or DEFAULT_ROOT
+    prepare_dataset(name, root, source, keep_archives=keep_archives, progress=sys.stderr.isatty())
+
+
+def check(name: Positional[str], data_root: Path | None = None) -> None:
+    """Decode every file of a data set; report what is missing, unreadable, mismatched in size or wrongly labeled.
+
+    Args:
+        name: data set.
+        data_root: folder with the unpacked releases; $EMALAB_DATA by default, and data/ here without one.
+    """
+    report = check_dataset(name, data_root or default_data_root(), progress=sys.stderr.isatty())
+    print(report)
+    if not report.ok:
+        raise SystemExit(1)

@@ -1,0 +1,84 @@
+"""`emalab evaluate CHECKPOINT`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from emalab.checkpoints import load_segmenter, read_recipe
+from emalab.commands.environment import Device, default_data_root, is_first_process, processes
+from emalab.data import load_dataset
+from emalab.evaluation import evaluate
+from emalab.metrics import SegmentationScores
+from emalab.recipes import Recipe
+from emalab.results import write_record
+from emalab.segmenter import Segmenter
+
+__all__ = ["load_to_score", "run"]
+
+
+def run(
+    checkpoint: Positional[str],
+    data: str | None = None,
+    split: str | None = None,
+    data_root: Path | None = None,
+    scales: tuple[float, ...] = (1.0,),
+    flip: bool = False,
+    output_stride: int | None = None,
+    window: tuple[int, int] | None = None,
+    overlap: float | None = None,
+    batch_size: int = 1,
+    device: Device = "auto",
+    out: Path | None = None,
+) -> None:
+    """Score a checkpoint on a split, class by class. Under torchrun the processes share the images.
+
+    Args:
+        checkpoint: a .pt or .safetensors file, or the name of a shipped network.
+        data: data set; by default the one it was trained on.
+        split: by default the evaluation split of its recipe.
+        data_root: folder with the unpacked releases; $EMALAB_DATA by default, and data/ here without one.
+        scales: scales to average over.
+        flip: average over mirror images too.
+        output_stride: pixels per position of the feature map; by default as its recipe scores it.
+        window: height and width of sliding windows for large images; by default as its recipe scores it.
+        overlap: part of a window that the next one shares; by default as its recipe scores it.
+        batch_size: images of one size evaluated together.
+        device: where to run.
+        out: also write the scores to this JSON file.
+    """
+    model, recipe = load_to_score(checkpoint, output_stride)
+    dataset = load_dataset(data or recipe.data.name, split or recipe.data.eval_split, data_root or default_data_root())
+    with processes(device) as own_device:
+        scores = evaluate(
+            model.to(own_device),
+            dataset,
+            scales,
+            flip,
+            window=window or recipe.evaluation.window,
+            overlap=recipe.evaluation.overlap if overlap is None else overlap,
+            batch_size=batch_size,
+            num_workers=min(os.cpu_count() or 1, 8),
+            progress=sys.stderr.isatty(),
+        )
+    if is_first_process():
+        _print_scores(scores)
+        if out:
+            write_record(out, scores.to_dict())
+
+
+def load_to_score(checkpoint: str, output_stride: int | None) -> tuple[Segmenter, Recipe]:
+    """The network at the stride that is asked for, or else at that with which its recipe scores."""
+    model, recipe = load_segmenter(checkpoint), read_recipe(checkpoint)
+    stride = output_stride or recipe.evaluation.output_stride or model.config.output_stride
+    return model.with_output_stride(stride), recipe
+
+
+def _print_scores(scores: SegmentationScores) -> None:
+    width = max(map(len, scores.iou))
+    for name, iou in scores.iou.items():
+        print(f"{name:<{width}}  {'absent' if iou != iou else f'{100 * iou:6.2f}'}")
+    print(f"{scores}, over {scores.images} images")

@@ -1,0 +1,66 @@
+"""`emalab submit CHECKPOINT`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from emalab.commands.environment import Device, default_data_root, is_first_process, processes
+from emalab.commands.evaluate import load_to_score
+from emalab.data import load_images
+from emalab.submission import write_submission
+
+__all__ = ["run"]
+
+
+def run(
+    checkpoint: Positional[str],
+    out: Path,
+    data: str | None = None,
+    split: str = "test",
+    data_root: Path | None = None,
+    scales: tuple[float, ...] = (1.0,),
+    flip: bool = False,
+    output_stride: int | None = None,
+    window: tuple[int, int] | None = None,
+    overlap: float | None = None,
+    device: Device = "auto",
+) -> None:
+    """Predict a split and write it as the benchmark's server or tools take it. Its labels need not be there.
+
+    VOC: results.tgz for the evaluation server. COCO-Stuff: label maps, and a JSON file for its API. Others: label maps.
+    Under torchrun the processes share the images.
+
+    Args:
+        checkpoint: a .pt or .safetensors file, or the name of a shipped network.
+        out: folder to write to.
+        data: data set; by default the one it was trained on.
+        split: such as test, val.
+        data_root: folder with the unpacked releases; $EMALAB_DATA by default, and data/ here without one.
+        scales: scales to average over.
+        flip: average over mirror images too.
+        output_stride: pixels per position of the feature map; by default as its recipe scores it.
+        window: height and width of sliding windows for large images; by default as its recipe scores it.
+        overlap: part of a window that the next one shares; by default as its recipe scores it.
+        device: where to run.
+    """
+    model, recipe = load_to_score(checkpoint, output_stride)
+    dataset = load_images(data or recipe.data.name, split, data_root or default_data_root())
+    with processes(device) as own_device:
+        handed_in = write_submission(
+            model.to(own_device),
+            dataset,
+            split,
+            out,
+            scales,
+            flip,
+            window=window or recipe.evaluation.window,
+            overlap=recipe.evaluation.overlap if overlap is None else overlap,
+            num_workers=min(os.cpu_count() or 1, 8),
+            progress=sys.stderr.isatty(),
+        )
+    if is_first_process():
+        print(f"{len(dataset)} images: {handed_in}")
