@@ -22,6 +22,7 @@ def fingerprint() -> str:
     patterns = (
         "emalab/**/*",
         "book/results/**/*",
+        "book/miniature.py",
         "tests/reference/*",
         "tests/closed_form.py",
     )
