@@ -109,11 +109,11 @@ class TimmBackbone(Backbone):
         num_stages: int = 1,
     ) -> None:
         super().__init__()
-        if output_stride not in OUTPUT_STRIDES:
-            raise ValueError(f"output_stride must be one of {OUTPUT_STRIDES}, got {output_stride}")
         if not timm.is_model(name):
             near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "see timm.list_models()"
             raise ValueError(f"timm has no network {name!r}; near it: {near}")
+        if output_stride not in OUTPUT_STRIDES:
+            raise ValueError(f"output_stride of {name} must be one of {OUTPUT_STRIDES}, got {output_stride}")
         if blocks and ("resnet" not in name or len(blocks) != 4 or min(blocks) < 1):
             raise ValueError(f"blocks are four counts, for the stages of a ResNet; got {tuple(blocks)} for {name}")
         layers: dict[str, Any] = {"layers": tuple(blocks)} if blocks else {}

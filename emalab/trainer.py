@@ -81,7 +81,9 @@ class RunOptions:
     """Commit to record with the result; by default that of the running source."""
 
     def __post_init__(self) -> None:
-        """Refuse intervals of nothing."""
+        """Refuse intervals of nothing, and fewer workers than none."""
+        if self.num_workers is not None and self.num_workers < 0:
+            raise ValueError(f"num_workers is {self.num_workers}; it must be at least 0")
         for name in ("checkpoint_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1 iteration")
@@ -157,12 +159,15 @@ class Trainer:
         eval_data: LabeledImages | None = None,
     ) -> None:
         self.recipe, self.out, self.options = recipe, out, options
-        self.fabric = Fabric(
-            accelerator=options.accelerator,
-            devices=options.devices,
-            num_nodes=options.num_nodes,
-            precision=recipe.precision,
-        )
+        try:
+            self.fabric = Fabric(
+                accelerator=options.accelerator,
+                devices=options.devices,
+                num_nodes=options.num_nodes,
+                precision=recipe.precision,
+            )
+        except (RuntimeError, ImportError) as error:  # Fabric's answers to hardware that is not there
+            raise ValueError(f"there is no accelerator {options.accelerator!r} here; take auto or cpu") from error
         self.fabric.launch()
         name, root = recipe.data.name, options.data_root
         self.train_data = load_dataset(name, recipe.data.train_split, root) if train_data is None else train_data

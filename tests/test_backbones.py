@@ -74,6 +74,8 @@ class TestTimmBackbone:
     def test_unknown_name_offers_others(self) -> None:
         with pytest.raises(ValueError, match=r"timm has no network 'resnet_fifty'; near it: .*resnet"):
             build_backbone("resnet_fifty")
+        with pytest.raises(ValueError, match="timm has no network 'resnet_fifty'"):  # which is the first thing to say
+            build_backbone("resnet_fifty", 4)
 
     def test_stride_that_nobody_has(self) -> None:
         with pytest.raises(ValueError, match=r"must be one of \(8, 16, 32\), got 7"):

@@ -190,6 +190,21 @@ class TestTrain:
         assert "nowhere is not a folder" in message(capsys)
         assert not (tmp_path / "run").exists()
 
+    def test_leaves_no_folder_of_a_run_that_cannot_be(
+        self, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        for flag, expected in (
+            ("--seed=-1", "recipe shapes-tiny: seed must be at least 0, got -1"),
+            ("--data.flip=2", "recipe shapes-tiny: data.flip must be at most 1, got 2.0"),
+            ("--accelerator=tpu", "there is no accelerator 'tpu' here; take auto or cpu"),
+            ("--num-workers=-1", "num_workers is -1; it must be at least 0"),
+            ("--model.backbone=resnet5000", "timm has no network 'resnet5000'"),
+        ):
+            fails("train", "shapes-tiny", flag)
+            assert expected in message(capsys)
+        assert not list(tmp_path.iterdir())
+
     def test_interval_of_nothing(self, capsys: Capture) -> None:
         with pytest.raises(SystemExit):
             main(["train", "shapes-tiny", "--log-every", "0"])

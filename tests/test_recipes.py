@@ -191,6 +191,10 @@ def test_mistakes_in_a_file(values: dict[str, Any], message: str) -> None:
     [
         ({"data": DataConfig(crop_size=(0, 64))}, "data.crop_size must be at least 1, got 0"),
         ({"data": DataConfig(scale_range=(2.0, 0.5))}, "data.scale_range must rise"),
+        ({"data": DataConfig(flip=1.5)}, "data.flip must be at most 1, got 1.5"),
+        ({"data": DataConfig(photometric=-0.1)}, "data.photometric must be at least 0, got -0.1"),
+        ({"data": DataConfig(scale_step=0.0)}, "data.scale_step must be above 0, got 0.0"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"optim": OptimConfig(iterations=0)}, "optim.iterations must be at least 1"),
         ({"optim": OptimConfig(lr_hold=0)}, "optim.lr_hold must be at least 1"),
         ({"optim": OptimConfig(lr=-1.0)}, "optim.lr must be at least 0"),

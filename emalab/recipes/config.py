@@ -160,6 +160,9 @@ class Recipe:
             "evaluation.overlap": evaluation.overlap,
             "optim.clip_norm": optim.clip_norm or 0,
             "optim.auxiliary_weight": optim.auxiliary_weight,
+            "data.flip": data.flip,
+            "data.photometric": data.photometric,
+            "seed": self.seed,
             "evaluation.every": evaluation.every,
         }
         for least, values in ((1, least_one), (0, least_zero)):
@@ -170,6 +173,11 @@ class Recipe:
             raise ValueError(f"recipe {self.name}: evaluation.scales must be positive, got {evaluation.scales}")
         if evaluation.overlap >= 1:
             raise ValueError(f"recipe {self.name}: evaluation.overlap must be below 1, got {evaluation.overlap}")
+        for name, value in (("flip", data.flip), ("photometric", data.photometric)):
+            if value > 1:
+                raise ValueError(f"recipe {self.name}: data.{name} must be at most 1, got {value}")
+        if data.scale_step is not None and data.scale_step <= 0:
+            raise ValueError(f"recipe {self.name}: data.scale_step must be above 0, got {data.scale_step}")
         if not 0 < self.data.scale_range[0] <= self.data.scale_range[1]:
             raise ValueError(
                 f"recipe {self.name}: data.scale_range must rise from above 0, got {self.data.scale_range}"
