@@ -1,15 +1,13 @@
 """Does a data set on the disk hold what its benchmark promises? Every file is decoded to find out."""
 
-import os
 from collections import defaultdict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from emalab.data import get_spec, load_dataset
+from emalab.data.conversion import run_all
 from emalab.data.dataset import SegmentationDataset, check_sizes, open_image
 from emalab.data.errors import DataError
 
@@ -98,13 +96,10 @@ def check_dataset(
         if isinstance(dataset, SegmentationDataset):
             samples |= {pair: (dataset, index) for index, pair in enumerate(dataset.pairs)}
 
-    with (
-        ThreadPoolExecutor(num_threads or os.cpu_count()) as pool,
-        tqdm(total=len(samples), desc=f"checking {name}", unit="image", disable=not progress) as bar,
-    ):
-        for problems in pool.map(lambda sample: _check_sample(*sample), samples.values()):
-            report.problems += problems
-            bar.update()
+    found = run_all(
+        lambda sample: _check_sample(*sample), list(samples.values()), f"checking {name}", num_threads, progress
+    )
+    report.problems += chain.from_iterable(found)
     return report
 
 
