@@ -224,6 +224,6 @@ def _import_pycocotools() -> ModuleType:
     except ImportError as error:
         raise DataError(
             "The masks in trainval_merged.json are COCO's run-length codes, which pycocotools decodes: "
-            "pip install 'emalab[context-json]', or use the .mat files of the release."
+            "pip install pycocotools, or use the .mat files of the release."
         ) from error
     return mask

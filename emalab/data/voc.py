@@ -72,6 +72,8 @@ def load_voc(spec: DatasetSpec, split: str, root: Path | None) -> SegmentationDa
     if split == "trainaug":
         lists.append("VOCdevkit/VOC2012/ImageSets/Segmentation/train_aug.txt")
         advice = "It is made from SBD and VOC's own lists: `emalab data prepare voc`."
+    elif split == "test":
+        advice = "Its images come from the evaluation server, after registration: unpack VOC2012test.tar there."
     names = read_names(root, *lists, advice=advice)
     voc = root / "VOCdevkit/VOC2012"
     # VOC's own labels come last and win: some copies of the other folder have SBD's for VOC's images, borders lost.

@@ -259,5 +259,5 @@ def test_what_is_no_json_of_the_detail_api(tmp_path, text):
 def test_without_pycocotools_the_way_out_is_named(tmp_path, monkeypatch):
     make_context_json(tmp_path)
     monkeypatch.setitem(sys.modules, "pycocotools", None)
-    with pytest.raises(DataError, match=r"pip install 'emalab\[context-json\]', or use the \.mat files"):
+    with pytest.raises(DataError, match=r"pip install pycocotools, or use the \.mat files"):
         convert_context(tmp_path)

@@ -7,7 +7,7 @@ from PIL import ExifTags, Image
 from tiny_data import SIZE, make_camvid, make_camvid_tutorial, make_voc, random_labels, save_image, save_mask
 from torchvision import tv_tensors
 
-from emalab.data import DataError, load_dataset
+from emalab.data import DataError, load_dataset, load_images
 from emalab.data.dataset import UNKNOWN, SegmentationDataset, lookup_table, open_image
 from emalab.data.errors import MissingFileError, SizeMismatchError, UnknownLabelError, UnreadableFileError
 from emalab.data.voc import VOC
@@ -43,6 +43,12 @@ def test_voc_prefers_its_own_labels_to_those_of_sbd(tmp_path):
     data = load_dataset("voc", "trainaug", tmp_path)
     folders = {sample.name: pair.mask.parent.name for sample, pair in zip(data, data.pairs, strict=True)}
     assert folders == {"t0": "SegmentationClass", "t1": "SegmentationClass", "s0": "SegmentationClassAug"}
+
+
+def test_where_vocs_test_images_come_from_is_said(tmp_path):
+    make_voc(tmp_path)
+    with pytest.raises(DataError, match=r"no VOCdevkit/.*/test\.txt.*unpack VOC2012test\.tar"):
+        load_images("voc", "test", tmp_path)
 
 
 def test_voc_palette_images_are_read_as_indices(tmp_path):
