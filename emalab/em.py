@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
+from emalab.kernels import fused, fused_with_gradient, limit
+
 Norm = Literal["l2", "layer", "none"]
 Grad = Literal["stop", "last", "unroll"]
-Backend = Literal["auto", "torch"]
+Backend = Literal["auto", "torch", "triton"]
 
 __all__ = ["EMOutput", "e_step", "em_attention", "log_likelihood", "m_step", "normalize_bases", "reconstruct"]
 
@@ -97,6 +99,7 @@ def em_attention(
     grad: Grad = "stop",
     eps: float = 1e-6,
     clamp: bool = False,
+    relu: bool = False,
     backend: Backend = "auto",
 ) -> EMOutput:
     """Run ``num_iters`` rounds of E-step and M-step, then rebuild the features from the bases.
@@ -112,13 +115,18 @@ def em_attention(
         eps: added to column sums and norms, as in the authors' code: a base that nobody chooses goes to 0.
         clamp: let sums and norms not fall below ``eps`` rather than adding it, as mmsegmentation does with 1e-12: even
             a base that hardly anybody chooses keeps unit norm.
-        backend: ``"torch"``, or ``"auto"`` to let the library choose.
+        relu: apply ReLU to the reconstruction, as the unit does next.
+        backend: ``"triton"``: one fused kernel on the GPU that reads ``x`` once per iteration, with sums in float32;
+            gradients are computed by running ``"torch"`` again. ``"auto"``: the kernel where it can run (see
+            `emalab.kernels.limit`) and no gradient flows through EM, else ``"torch"``.
 
     Raises:
-        ValueError: shapes that do not fit, or an unknown option.
+        ValueError: shapes that do not fit, an unknown option, or ``"triton"`` with what the kernel cannot take.
         TypeError: features that are not floating point.
     """
     _check(x, bases, num_iters, norm=norm, grad=grad, backend=backend)
+    if _fuse(x, bases, grad, backend):
+        return _fused_em_attention(x, bases, num_iters, scale, norm, grad, eps, clamp, relu)
     if bases.ndim == 2:
         bases = bases.expand(len(x), -1, -1)
     bases = bases.to(x.dtype)
@@ -129,16 +137,18 @@ def em_attention(
             bases = normalize_bases(m_step(x, z, eps, clamp), norm, eps, clamp)
         return z, bases
 
+    def output(z: Tensor, bases: Tensor) -> EMOutput:
+        reconstruction = reconstruct(z, bases)
+        return EMOutput(reconstruction.relu() if relu else reconstruction, z, bases)
+
     if grad == "stop":
         with torch.no_grad():
-            z, bases = iterate(bases, num_iters)
-            return EMOutput(reconstruct(z, bases), z, bases)
+            return output(*iterate(bases, num_iters))
     if grad == "last" and num_iters > 1:
         with torch.no_grad():
             _, bases = iterate(bases, num_iters - 1)
         num_iters = 1
-    z, bases = iterate(bases, num_iters)
-    return EMOutput(reconstruct(z, bases), z, bases)
+    return output(*iterate(bases, num_iters))
 
 
 def log_likelihood(x: Tensor, bases: Tensor, scale: float = 1.0) -> Tensor:
@@ -162,6 +172,47 @@ def log_likelihood(x: Tensor, bases: Tensor, scale: float = 1.0) -> Tensor:
         bases = rearrange(bases, "k c -> 1 k c").expand(len(x), -1, -1)
     log_mean = _similarity(x, bases, scale).logsumexp(dim=-1) - math.log(bases.shape[1])
     return reduce(log_mean, "b n -> b", "sum")
+
+
+def _fuse(x: Tensor, bases: Tensor, grad: Grad, backend: Backend) -> bool:
+    """Whether the fused kernel is to be used.
+
+    Raises:
+        ValueError: it is asked for and cannot be used.
+    """
+    if backend == "auto":
+        flows = grad != "stop" and torch.is_grad_enabled() and (x.requires_grad or bases.requires_grad)
+        return x.is_cuda and not flows and limit(_autocast(x), bases) is None
+    if backend == "triton" and (reason := limit(_autocast(x), bases)):
+        raise ValueError(f'the kernel of backend="triton" cannot take this: {reason}; backend="torch" can')
+    return backend == "triton"
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """Features in the type in which autocast multiplies matrices, where that is on."""
+    device = x.device.type
+    lower = torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    return x.to(torch.get_autocast_dtype(device)) if lower else x
+
+
+def _fused_em_attention(
+    x: Tensor,
+    bases: Tensor,
+    num_iters: int,
+    scale: float,
+    norm: Norm,
+    grad: Grad,
+    eps: float,
+    clamp: bool,
+    relu: bool,
+) -> EMOutput:
+    """The kernel. Under CUDA's autocast, responsibilities and bases are in float32, as on the torch path."""
+    wide = x.is_cuda and torch.is_autocast_enabled("cuda")
+    x, options = _autocast(x), (num_iters, scale, norm, eps, clamp, relu, wide)
+    if grad == "stop":
+        with torch.no_grad():
+            return EMOutput(*fused(x, bases, *options))
+    return EMOutput(*fused_with_gradient(x, bases, *options, grad))
 
 
 def _similarity(x: Tensor, bases: Tensor, scale: float) -> Tensor:

@@ -108,6 +108,9 @@ class EMAU(nn.Module):
 
         ``rearrange(unit.attend(f).responsibilities, "b (h w) k -> b k h w", h=h)`` are the attention maps.
         """
+        return self._attend(features)
+
+    def _attend(self, features: Tensor, relu: bool = False) -> EMOutput:
         x = rearrange(self.conv_in(features), "b c h w -> b (h w) c")
         # A buffer is updated in place after the forward pass, when autograd may still need what EM started from.
         stored = self.bases if self.maintenance.learnable or self.grad == "stop" else self.bases.clone()
@@ -121,15 +124,16 @@ class EMAU(nn.Module):
             grad=self.grad,
             eps=self.eps,
             clamp=self.clamp,
+            relu=relu,
         )
 
     def forward(self, features: Tensor) -> Tensor:
         """(b, c, h, w) → (b, c, h, w)."""
-        attended = self.attend(features)
+        attended = self._attend(features, relu=True)
         if self.training:
             self._maintain(attended.bases)
         context = rearrange(attended.reconstruction, "b (h w) c -> b c h w", h=features.shape[-2])
-        return F.relu(features + self.conv_out(F.relu(context)))
+        return F.relu(features + self.conv_out(context))
 
     @torch.no_grad()
     def _maintain(self, batch_bases: Tensor) -> None:

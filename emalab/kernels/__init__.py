@@ -1,0 +1,150 @@
+"""The fused GPU path of `emalab.em.em_attention`: what it can take, and its operators for PyTorch.
+
+Triton is imported when a kernel is launched first, so that all of this works without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emalab.kernels.plan import MAX_BASES, MAX_CHANNELS
+
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+__all__ = ["fused", "fused_with_gradient", "limit"]
+
+
+def limit(x: Tensor, bases: Tensor) -> str | None:
+    """Which limit of the kernel features (b, n, c) and bases (k, c) or (b, k, c) exceed; None if it takes them."""
+    k, c = bases.shape[-2:]
+    if x.dtype not in _DTYPES:
+        return f"it computes in bfloat16, float16 or float32, not in {x.dtype}"
+    if x.dtype == torch.bfloat16 and not x.is_cuda:
+        return "Triton's interpreter does not multiply bfloat16"
+    if k > MAX_BASES:
+        return f"it holds at most {MAX_BASES} bases, not {k}"
+    if c > MAX_CHANNELS:
+        return f"it holds at most {MAX_CHANNELS} channels, not {c}"
+    if bases.device != x.device:
+        return f"the features are on {x.device} and the bases on {bases.device}"
+    return _device_limit(x.device.type, x.device.index or 0)
+
+
+def _device_limit(device: str, index: int) -> str | None:
+    return _cached_device_limit(device, index)
+
+
+# torch.compile asks, and does not look inside. What `torch.compiler.assume_constant_result` does, which first imports
+# the whole compiler.
+_device_limit._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@cache
+def _cached_device_limit(device: str, index: int) -> str | None:
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    if tuple(map(int, version("triton").split(".")[:2])) < (3, 6):
+        return f"it needs Triton 3.6 or newer, and this is {version('triton')}"
+    if device == "cuda" and torch.version.hip is None:
+        shared = torch.cuda.get_device_properties(index).shared_memory_per_block_optin
+        if torch.cuda.get_device_capability(index) >= (9, 0) and shared >= 227 * 1024:
+            return None
+        name = torch.cuda.get_device_name(index)
+        return f"it needs compute capability 9.0 and 227 KB of shared memory for a block; {name} has less"
+    from emalab.kernels._launch import interpreted
+
+    return None if device == "cpu" and interpreted() else f"it runs on CUDA devices, not on {device}"
+
+
+@torch.library.custom_op("emalab::em_attention", mutates_args=())
+def fused(
+    x: Tensor,
+    bases: Tensor,
+    num_iters: int,
+    scale: float,
+    norm: str,
+    eps: float,
+    clamp: bool,
+    relu: bool,
+    wide: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`emalab.em.em_attention` without a gradient: reconstruction, responsibilities, bases; the last two in float32
+    when ``wide`` and otherwise in the features' type."""
+    from emalab.kernels._launch import launch
+
+    return launch(x, bases, num_iters, scale, norm, eps, clamp, relu, torch.float32 if wide else x.dtype)
+
+
+@torch.library.custom_op("emalab::em_attention_with_gradient", mutates_args=())
+def fused_with_gradient(
+    x: Tensor,
+    bases: Tensor,
+    num_iters: int,
+    scale: float,
+    norm: str,
+    eps: float,
+    clamp: bool,
+    relu: bool,
+    wide: bool,
+    grad: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same; keeps only features and bases, and computes everything else again when it is differentiated."""
+    return fused(x, bases, num_iters, scale, norm, eps, clamp, relu, wide)
+
+
+@fused.register_fake
+@fused_with_gradient.register_fake
+def _empty(
+    x: Tensor,
+    bases: Tensor,
+    num_iters: int,
+    scale: float,
+    norm: str,
+    eps: float,
+    clamp: bool,
+    relu: bool,
+    wide: bool,
+    grad: str = "stop",
+) -> tuple[Tensor, Tensor, Tensor]:
+    (b, n, c), k = x.shape, bases.shape[-2]
+    dtype = torch.float32 if wide else x.dtype
+    return x.new_empty(b, n, c), x.new_empty(b, n, k, dtype=dtype), x.new_empty(b, k, c, dtype=dtype)
+
+
+def _remember(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
+    x, bases, *ctx.options = inputs
+    ctx.save_for_backward(x, bases)
+
+
+def _differentiate(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    """Compute again with the torch path, whose graph autograd knows; the graph of the gradient, too, when asked."""
+    from emalab.em import em_attention
+
+    again = torch.is_grad_enabled()
+    num_iters, scale, norm, eps, clamp, relu, _, grad = ctx.options
+    with torch.enable_grad():
+        inputs = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in ctx.saved_tensors]
+        result = em_attention(
+            *inputs,
+            num_iters=num_iters,
+            scale=scale,
+            norm=norm,
+            grad=grad,
+            eps=eps,
+            clamp=clamp,
+            relu=relu,
+            backend="torch",
+        )
+        matched = [g.to(t.dtype) for g, t in zip(gradients, result, strict=True)]
+        of_inputs = torch.autograd.grad(result, inputs, matched, create_graph=again, allow_unused=True)
+    return (*of_inputs, *(None for _ in ctx.options))
+
+
+fused_with_gradient.register_autograd(_differentiate, setup_context=_remember)

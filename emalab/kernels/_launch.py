@@ -1,0 +1,119 @@
+"""Launching the Triton kernel. The only importer of `emalab.kernels._triton`, and imported when first launched."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
+
+from emalab.kernels._triton import ACCUMULATE, ALL, FINISH, REBUILD, em_kernel
+from emalab.kernels.plan import Plan, block, make_plan
+
+__all__ = ["interpreted", "launch"]
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernel on the CPU (TRITON_INTERPRET=1 when Triton was imported)."""
+    return isinstance(em_kernel, InterpretedFunction)
+
+
+def launch(
+    x: Tensor,
+    bases: Tensor,
+    num_iters: int,
+    scale: float,
+    norm: str,
+    eps: float,
+    clamp: bool,
+    relu: bool,
+    result_dtype: torch.dtype,
+    plan: Plan | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """EM attention, see `emalab.em.em_attention`; the last two results have ``result_dtype``.
+
+    Deterministic: every sum has its order. Nothing waits for the GPU and nothing is kept between calls, so a CUDA
+    graph can record it; other streams may run it at the same time.
+
+    Returns:
+        Reconstruction (b, n, c), responsibilities (b, n, k) and bases (b, k, c).
+    """
+    (b, n, c), k = x.shape, bases.shape[-2]
+    out, z, result = (
+        torch.empty(shape, dtype=dtype, device=x.device)
+        for shape, dtype in (((b, n, c), x.dtype), ((b, n, k), result_dtype), ((b, k, c), result_dtype))
+    )
+    if b == 0:
+        return out, z, result
+    if plan is None:
+        plan = make_plan(b, n, k, c, x.dtype, 1 if interpreted() else _processors(x.device))
+    x, stride = _with_channels_side_by_side(x)
+    current = result if result_dtype == x.dtype else torch.empty_like(result, dtype=x.dtype)
+    current.copy_(bases)
+    programs = plan.programs
+    weighted = torch.empty(b, programs, k, c, dtype=torch.float32, device=x.device)
+    total = torch.empty(b, programs, k, dtype=torch.float32, device=x.device)
+    counter = torch.zeros(b, dtype=torch.int32, device=x.device)
+    share = -(-k // programs)
+    all_c = block(c)
+    block_r = min(1 << (share - 1).bit_length(), max(8192 // all_c, 1))
+    block_p = min(1 << (programs - 1).bit_length(), 32768 // (all_c * block_r))
+
+    def run(phase: int, begin_t: int, end_t: int, cooperative: bool = False) -> None:
+        em_kernel[programs, b](
+            x,
+            current,
+            result,
+            z,
+            out,
+            weighted,
+            total,
+            counter,
+            n,
+            x.stride(0),
+            begin_t,
+            end_t,
+            num_iters,
+            scale,
+            eps,
+            STRIDE=stride,
+            K=k,
+            C=c,
+            NORM=norm,
+            CLAMP=clamp,
+            RELU=relu,
+            PHASE=phase,
+            BLOCK_N=plan.block_n,
+            BLOCK_K=block(k),
+            BLOCK_C=plan.block_c,
+            BLOCK_ALL_C=all_c,
+            BLOCK_P=block_p,
+            BLOCK_R=block_r,
+            STAGES=plan.stages,
+            PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3",
+            num_warps=plan.warps,
+            num_stages=plan.stages,
+            launch_cooperative_grid=cooperative,
+        )
+
+    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+        if plan.one_launch:
+            run(ALL, 0, num_iters, cooperative=programs > 1)
+        else:
+            for t in range(num_iters):
+                run(ACCUMULATE, t, t + 1)
+                run(FINISH, t, t + 1)
+            run(REBUILD, num_iters, num_iters)
+    return out, z, result
+
+
+def _with_channels_side_by_side(x: Tensor) -> tuple[Tensor, int]:
+    """Features as the kernel reads them, copied only if they must be, and the distance from position to position."""
+    if x.stride(2) != 1 or not 0 <= x.stride(1) < 2**20:
+        x = x.contiguous()
+    return x, x.stride(1) if x.shape[1] > 1 else x.shape[2]
+
+
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count

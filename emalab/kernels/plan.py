@@ -1,0 +1,57 @@
+"""How the kernel is launched: block sizes for the registers and shared memory of a GPU, programs for its processors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+MAX_BASES, MAX_CHANNELS = 256, 1024
+
+_ACCUMULATORS = 64 * 512  # float32 sums that 8 warps hold in registers, Σ_n z_nk x_nc
+
+__all__ = ["MAX_BASES", "MAX_CHANNELS", "Plan", "block", "make_plan"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One way to launch the kernel.
+
+    Args:
+        programs: that share the positions of an image.
+        block_n: positions in a tile.
+        block_c: channels in a block; a power of two. All of them, or the features are read in chunks.
+        stages: depth of the software pipeline: tiles on their way, plus one.
+        warps: of a program.
+        one_launch: all phases in one launch, whose programs must all be on the device at a time.
+    """
+
+    programs: int
+    block_n: int
+    block_c: int
+    stages: int
+    warps: int
+    one_launch: bool = True
+
+
+def block(size: int) -> int:
+    """The power of two, at least 16, that holds ``size``: what a matrix instruction takes."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def make_plan(b: int, n: int, k: int, c: int, dtype: torch.dtype, processors: int) -> Plan:
+    """The plan for features (b, n, c) of ``dtype`` and k bases on a GPU with so many multiprocessors.
+
+    One program fills a multiprocessor, so there are never more than fit on the device at a time, unless each has an
+    image of its own and need not wait for others.
+    """
+    all_k, all_c = block(k), block(c)
+    sums = all_k * all_c
+    if dtype.itemsize == 2 and all_c <= 512 and sums <= _ACCUMULATORS:
+        block_n, block_c, stages, warps = 64, all_c, 3, 8 if sums > _ACCUMULATORS // 4 else 4
+    elif dtype.itemsize == 2:
+        block_n, block_c, stages, warps = 64, 128, 2, 8
+    else:
+        block_n, block_c, stages, warps = 32, min(all_c, 64), 2, 8 if all_k > 32 else 4
+    programs = max(1, min(processors // b, -(-n // block_n)))
+    return Plan(programs, block_n, block_c, stages, warps)
