@@ -7,11 +7,9 @@ files whose metadata says how the network is built, trained and scored.
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import stat
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -22,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from emalab.files import write_atomically
 from emalab.recipes import Recipe, recipe_from_dict, recipe_to_dict
 from emalab.segmenter import Segmenter, build_segmenter
 
@@ -36,7 +35,6 @@ __all__ = [
     "read_tensors",
     "save_training_state",
     "shipped_weights",
-    "write_atomically",
 ]
 
 FORMAT = "emalab-1"
@@ -45,22 +43,6 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 class CheckpointError(ValueError):
     """A file that is not a usable checkpoint; the message names it and says what to do."""
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary neighbor of ``path``, then rename it: readers see the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.touch()
-        mode = stat.S_IMODE(temporary.stat().st_mode)  # as the umask has it; safetensors would leave 0600
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(mode)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_training_state(path: Path, recipe: Recipe, state: Mapping[str, Any]) -> None:

@@ -9,7 +9,13 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
-__all__ = ["DilatedDepthwiseConv2d", "dilated_depthwise", "replace_dilated_depthwise", "upsample_bilinear"]
+__all__ = [
+    "DilatedDepthwiseConv2d",
+    "dilated_depthwise",
+    "interpolation",
+    "replace_dilated_depthwise",
+    "upsample_bilinear",
+]
 
 
 def upsample_bilinear(x: Tensor, size: Sequence[int], align_corners: bool = False) -> Tensor:
@@ -20,16 +26,17 @@ def upsample_bilinear(x: Tensor, size: Sequence[int], align_corners: bool = Fals
     CamVid.
     """
     wide = x.float() if x.dtype.itemsize < 4 else x
-    rows, columns = (
-        _interpolation(wide, side, out, align_corners) for side, out in zip(x.shape[2:], size, strict=True)
-    )
+    rows, columns = (interpolation(side, out, align_corners, wide) for side, out in zip(x.shape[2:], size, strict=True))
     with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):  # meta has no autocast of its own
         wide = einsum(wide, columns, "b c i j, j w -> b c i w")
         return einsum(wide, rows, "b c i w, i h -> b c h w")
 
 
-def _interpolation(like: Tensor, side: int, out: int, align_corners: bool) -> Tensor:
-    """Weights (side, out) of linear interpolation, by torch's own convention: the identity, interpolated."""
+def interpolation(side: int, out: int, align_corners: bool, like: Tensor) -> Tensor:
+    """Weights (side, out) of linear interpolation, by torch's own convention: the identity, interpolated.
+
+    Device and precision are those of ``like``.
+    """
     identity = torch.eye(side, device=like.device, dtype=like.dtype)
     return F.interpolate(identity[None], out, mode="linear", align_corners=align_corners)[0]
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from einops import einsum
 from torch import Tensor
 
+from emalab.fastops import interpolation
 from emalab.segmenter import Segmenter
 
 __all__ = ["predict_labels", "predict_probabilities"]
@@ -163,7 +164,7 @@ def _place(
     logits: Tensor, axis: int, windows: list[range], window: range, padded: int, scaled: int, side: int, align: bool
 ) -> _Placed:
     """One axis from coarse positions to the image: enlarge to the padded window, crop, average, resize."""
-    weights = _interpolation(logits.shape[axis + 2], padded, align, logits.device)[:, : len(window)]
+    weights = interpolation(logits.shape[axis + 2], padded, align, logits)[:, : len(window)]
     if len(windows) > 1:
         covered = weights.new_zeros(scaled)
         for other in windows:
@@ -171,17 +172,11 @@ def _place(
         weights = weights / covered[window.start : window.stop]
     if scaled == side:
         return _Placed(window.start, weights)
-    resize = _interpolation(scaled, side, align, logits.device)[window.start : window.stop]
+    resize = interpolation(scaled, side, align, logits)[window.start : window.stop]
     touched = resize.any(0).nonzero().flatten().tolist() if len(windows) > 1 else range(side)
     pixels = slice(touched[0], touched[-1] + 1) if touched else slice(0, 0)
     with torch.autocast(logits.device.type, enabled=False):
         return _Placed(pixels.start, weights @ resize[:, pixels])
-
-
-def _interpolation(inputs: int, outputs: int, align: bool, device: torch.device) -> Tensor:
-    """Weights (inputs, outputs) of linear interpolation, by torch's own convention: the identity, interpolated."""
-    identity = torch.eye(inputs, device=device, dtype=torch.float32)
-    return F.interpolate(identity[None], outputs, mode="linear", align_corners=align)[0]
 
 
 def _mirror(tile: _Tile, width: int) -> _Tile:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from emalab.checkpoints import write_atomically
+from emalab.files import write_atomically
 from emalab.metrics import SegmentationScores
 from emalab.recipes import Recipe, recipe_to_dict
 

@@ -8,7 +8,7 @@ from types import TracebackType
 
 from torch.utils.tensorboard import SummaryWriter
 
-from emalab.checkpoints import write_atomically
+from emalab.files import write_atomically
 
 __all__ = ["RunLog", "read_log"]
 

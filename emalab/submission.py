@@ -26,13 +26,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from emalab.checkpoints import write_atomically
 from emalab.data import LabeledImages
 from emalab.data.coco_stuff import COCO_STUFF_10K, COCO_STUFF_164K, IDS
 from emalab.data.errors import DataError
 from emalab.data.loader import keep_inherited_objects
 from emalab.data.voc import VOC
 from emalab.evaluation import check_classes, share_of_rank
+from emalab.files import write_atomically
 from emalab.inference import predict_labels
 from emalab.segmenter import Segmenter
 from emalab.viz import save_labels

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from emalab.checkpoints import write_atomically
 from emalab.data import DatasetSpec, open_image
+from emalab.files import write_atomically
 
 __all__ = ["colorize", "overlay", "save_labels", "save_picture"]
 

@@ -24,8 +24,8 @@ from emalab.checkpoints import (
     read_metadata,
     read_recipe,
     save_training_state,
-    write_atomically,
 )
+from emalab.files import write_atomically
 from emalab.recipes import recipe_to_dict
 from emalab.segmenter import Segmenter
 

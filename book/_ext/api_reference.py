@@ -30,7 +30,7 @@ READING_ORDER = [
         "submission",
         "viz",
     ),
-    *("cost", "checkpoints", "convert", "results", "cli", "commands"),
+    *("cost", "files", "checkpoints", "convert", "results", "cli", "commands"),
 ]
 
 

@@ -24,6 +24,7 @@ from emalab.data.errors import (
     UnreadableFileError,
 )
 from emalab.data.spec import Color
+from emalab.files import write_atomically
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -137,7 +138,7 @@ def make_label_files(
             return error
         picture = Image.fromarray(labels)
         picture.putpalette(colors)
-        _write_atomically(folder / f"{name}.png", lambda temporary: picture.save(temporary, format="PNG"))
+        write_atomically(folder / f"{name}.png", lambda temporary: picture.save(temporary, format="PNG"))
         return None
 
     errors = run_all(convert, missing, f"writing {folder.name}", num_threads, progress)
@@ -166,18 +167,7 @@ def run_all(
 def write_names(path: Path, names: Iterable[str]) -> None:
     """A list of images, one name a line, sorted; the file appears whole."""
     text = "".join(f"{name}\n" for name in sorted(names))
-    _write_atomically(path, lambda temporary: temporary.write_text(text))
-
-
-def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary neighbor of `path`, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
 def _check_size(target: Path, labels: np.ndarray, image: Path) -> None:
