@@ -27,6 +27,7 @@ _COMMANDS = {
     "convert official": "release a checkpoint of the authors' code",
     "convert mmseg": "release an EMANet of mmsegmentation",
     "cost": "count multiply-adds, parameters and activations of a recipe's network",
+    "bench": "time EM attention and non-local attention here, beside what the hardware allows",
     "data prepare": "get a benchmark from its official release",
     "data check": "find what is wrong with a data set on the disk",
     "recipes": "list the recipes, with published scores",

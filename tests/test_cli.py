@@ -60,7 +60,7 @@ def camvid(tmp_path: Path) -> Path:
 
 COMMANDS = (
     *("evaluate", "submit", "export", "convert official", "convert mmseg"),
-    *("cost", "predict", "data prepare", "data check", "recipes"),
+    *("cost", "bench", "predict", "data prepare", "data check", "recipes"),
 )
 
 
