@@ -137,5 +137,5 @@ class TestScoredStride:
 
     def test_that_the_backbone_cannot_have_is_refused_before_training(self, tmp_path: Path) -> None:
         recipe = replace(self.recipe, evaluation=EvalConfig(output_stride=4))
-        with pytest.raises(ValueError, match=r"output_stride must be one of .* got 4"):
+        with pytest.raises(ValueError, match=r"output_stride of resnet18 must be one of .* got 4"):
             train(recipe, tmp_path, CPU, eval_data=scenes(2))
