@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from emalab.em import em_attention
-from emalab.results import environment, git_commit
 
 Method = Literal["em-torch", "em-compiled", "em-triton", "non-local-explicit", "non-local-sdpa"]
 
@@ -236,6 +235,8 @@ def format_table(rows: Sequence[Row], ceilings: Ceilings) -> str:
 
 def to_record(rows: Sequence[Row], ceilings: Ceilings, device: torch.device) -> dict[str, Any]:
     """Everything that the table says, with device and versions, for JSON."""
+    from emalab.results import environment, git_commit  # and with it the recipes, which timing does not need
+
     origin = environment(device)
     try:
         origin["versions"]["triton"] = version("triton")
