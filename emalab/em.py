@@ -17,6 +17,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from emalab.kernels import fused, fused_with_gradient, limit
+from emalab.kernels.plan import pays
 
 Norm = Literal["l2", "layer", "none"]
 Grad = Literal["stop", "last", "unroll"]
@@ -117,8 +118,9 @@ def em_attention(
             a base that hardly anybody chooses keeps unit norm.
         relu: apply ReLU to the reconstruction, as the unit does next.
         backend: ``"triton"``: one fused kernel on the GPU that reads ``x`` once per iteration, with sums in float32;
-            gradients are computed by running ``"torch"`` again. ``"auto"``: the kernel where it can run (see
-            `emalab.kernels.limit`) and no gradient flows through EM, else ``"torch"``.
+            gradients are computed by running ``"torch"`` again. ``"auto"``: the kernel where it can run and
+            is faster (see `emalab.kernels.limit` and `emalab.kernels.plan.pays`) and no gradient flows through EM, else
+            ``"torch"``.
 
     Raises:
         ValueError: shapes that do not fit, an unknown option, or ``"triton"`` with what the kernel cannot take.
@@ -181,8 +183,10 @@ def _fuse(x: Tensor, bases: Tensor, grad: Grad, backend: Backend) -> bool:
         ValueError: it is asked for and cannot be used.
     """
     if backend == "auto":
-        flows = grad != "stop" and torch.is_grad_enabled() and (x.requires_grad or bases.requires_grad)
-        return x.is_cuda and not flows and limit(_autocast(x), bases) is None
+        if not x.is_cuda or (grad != "stop" and torch.is_grad_enabled() and (x.requires_grad or bases.requires_grad)):
+            return False
+        x, (k, c) = _autocast(x), bases.shape[-2:]
+        return limit(x, bases) is None and pays(k, c, x.dtype)
     if backend == "triton" and (reason := limit(_autocast(x), bases)):
         raise ValueError(f'the kernel of backend="triton" cannot take this: {reason}; backend="torch" can')
     return backend == "triton"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from emalab.em import EMOutput, em_attention
 from emalab.kernels import fused, fused_with_gradient, limit
-from emalab.kernels.plan import block, make_plan
+from emalab.kernels.plan import block, make_plan, pays
 from emalab.modules import EMAU
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -57,7 +57,24 @@ class TestPlan:
             assert dtype.itemsize * plan.block_c * (block(k) + tiles) <= 200 * 1024
 
     def test_no_more_programs_than_tiles(self) -> None:
-        assert make_plan(1, 65, 64, 512, torch.bfloat16, PROCESSORS).programs == 2
+        assert make_plan(1, 65, 64, 512, torch.bfloat16, PROCESSORS).programs == 3
+
+    def test_much_work_is_launched_phase_by_phase(self) -> None:
+        one, many = (make_plan(16, n, 64, 512, torch.bfloat16, PROCESSORS).one_launch for n in (33**2, 65**2))
+        assert one
+        assert not many
+
+    @pytest.mark.parametrize(
+        ("k", "c", "dtype", "expected"),
+        [
+            (64, 512, torch.bfloat16, True),
+            (128, 512, torch.float16, True),
+            (256, 512, torch.bfloat16, False),
+            (64, 512, torch.float32, False),
+        ],
+    )
+    def test_pays_where_it_was_faster(self, k: int, c: int, dtype: torch.dtype, expected: bool) -> None:
+        assert pays(k, c, dtype) is expected
 
 
 class TestLimits:

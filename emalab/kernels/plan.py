@@ -10,7 +10,11 @@ MAX_BASES, MAX_CHANNELS = 256, 1024
 
 _ACCUMULATORS = 64 * 512  # float32 sums that 8 warps hold in registers, Σ_n z_nk x_nc
 
-__all__ = ["MAX_BASES", "MAX_CHANNELS", "Plan", "block", "make_plan"]
+# Features (b, n, c) below which seven launches take the host longer than the GPU: there one launch is up to twice as
+# fast. With more of them, ends of launches hold the programs up less than counters do.
+_FEW = 2**24
+
+__all__ = ["MAX_BASES", "MAX_CHANNELS", "Plan", "block", "make_plan", "pays"]
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,20 @@ def make_plan(b: int, n: int, k: int, c: int, dtype: torch.dtype, processors: in
     all_k, all_c = block(k), block(c)
     sums = all_k * all_c
     if dtype.itemsize == 2 and all_c <= 512 and sums <= _ACCUMULATORS:
-        block_n, block_c, stages, warps = 64, all_c, 3, 8 if sums > _ACCUMULATORS // 4 else 4
+        block_n, block_c, stages, warps = 32, all_c, 3, 8 if sums > _ACCUMULATORS // 2 else 4
+    elif dtype.itemsize == 2 and all_k <= 64:
+        block_n, block_c, stages, warps = 64, 256, 3, 8
     elif dtype.itemsize == 2:
         block_n, block_c, stages, warps = 64, 128, 2, 8
     else:
         block_n, block_c, stages, warps = 32, min(all_c, 64), 2, 8 if all_k > 32 else 4
     programs = max(1, min(processors // b, -(-n // block_n)))
-    return Plan(programs, block_n, block_c, stages, warps)
+    return Plan(programs, block_n, block_c, stages, warps, one_launch=b * n * c <= _FEW)
+
+
+def pays(k: int, c: int, dtype: torch.dtype) -> bool:
+    """Whether the kernel is the faster way, judged by timings on an H200 (book/results/h200-kernel.json).
+
+    It is not in float32 (2.0 against 0.6 ms at 65² positions), nor with 256 bases of 512 channels (0.8 against 0.6 ms).
+    """
+    return dtype.itemsize == 2 and block(k) * block(c) <= 2 * _ACCUMULATORS
