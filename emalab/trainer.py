@@ -7,7 +7,6 @@ and a resumed run equals an uninterrupted one.
 from __future__ import annotations
 
 import math
-import os
 import time
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from tqdm.auto import tqdm
 
 from emalab.checkpoints import CheckpointError, load_initial_weights, load_training_state, save_training_state
 from emalab.data import LabeledImages, load_dataset
-from emalab.data.loader import training_loader
+from emalab.data.loader import num_cores, training_loader
 from emalab.data.transforms import TrainTransform
 from emalab.evaluation import evaluate
 from emalab.metrics import SegmentationScores
@@ -206,7 +205,7 @@ class Trainer:
                 evaluates = every > 0 and self.iteration % every == 0 and self.iteration < total
                 # What is saved or scored has been looked at: no diverged network is kept.
                 if saves or evaluates or self.iteration % self.options.log_every == 0:
-                    loss, speed = window.close()
+                    loss, speed = window.close(self.fabric)
                     lr = poly_lr(self.iteration - 1, self.recipe.optim)
                     self._stop_if_diverged(loss, lr)
                     log.write(self.iteration, loss=loss, lr=lr, images_per_second=speed)
@@ -424,7 +423,7 @@ class Trainer:
             return self.options.num_workers
         if self.fabric.device.type == "cpu":
             return 0
-        return max((os.cpu_count() or 1) // self.options.devices, 1)
+        return max(num_cores() // self.options.devices, 1)
 
     def _train_mode(self) -> None:
         self.model.train()
@@ -477,9 +476,11 @@ class _Window:
     def add(self, loss: Tensor) -> None:
         self.losses.append(loss)
 
-    def close(self) -> tuple[float, float]:
-        """Mean loss and images per second; starts the next window."""
-        loss = torch.stack(self.losses).mean().item()
+    def close(self, fabric: Fabric) -> tuple[float, float]:
+        """Mean loss over all ranks, so that they stop together, and images per second; starts the next window."""
+        mean = fabric.all_reduce(torch.stack(self.losses).mean(), reduce_op="mean")
+        assert isinstance(mean, Tensor)
+        loss = mean.item()
         speed = len(self.losses) * self.batch_size / (time.perf_counter() - self.since)
         self.restart()
         return loss, speed

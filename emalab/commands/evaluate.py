@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from tyro.conf import Positional
 from emalab.checkpoints import load_segmenter, read_recipe
 from emalab.commands.environment import Device, default_data_root, is_first_process, processes
 from emalab.data import load_dataset
+from emalab.data.loader import num_cores
 from emalab.evaluation import evaluate
 from emalab.metrics import SegmentationScores
 from emalab.recipes import Recipe
@@ -61,7 +61,7 @@ def run(
             window=window or recipe.evaluation.window,
             overlap=recipe.evaluation.overlap if overlap is None else overlap,
             batch_size=batch_size,
-            num_workers=min(os.cpu_count() or 1, 8),
+            num_workers=min(num_cores(), 8),
             progress=sys.stderr.isatty(),
         )
     if is_first_process():

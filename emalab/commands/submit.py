@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from tyro.conf import Positional
 from emalab.commands.environment import Device, default_data_root, is_first_process, processes
 from emalab.commands.evaluate import load_to_score
 from emalab.data import load_images
+from emalab.data.loader import num_cores
 from emalab.submission import write_submission
 
 __all__ = ["run"]
@@ -59,7 +59,7 @@ def run(
             flip,
             window=window or recipe.evaluation.window,
             overlap=recipe.evaluation.overlap if overlap is None else overlap,
-            num_workers=min(os.cpu_count() or 1, 8),
+            num_workers=min(num_cores(), 8),
             progress=sys.stderr.isatty(),
         )
     if is_first_process():

@@ -4,7 +4,6 @@ A conversion that is stopped goes on where it was when it is run again, because 
 The lists of the splits are written last, so a data set whose lists are there is complete.
 """
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -23,6 +22,7 @@ from emalab.data.errors import (
     UnknownLabelError,
     UnreadableFileError,
 )
+from emalab.data.loader import num_cores
 from emalab.data.spec import Color
 from emalab.files import write_atomically
 
@@ -156,7 +156,7 @@ def run_all(
     work: Callable[[_Item], _Result], items: Sequence[_Item], title: str, num_threads: int | None, progress: bool
 ) -> list[_Result]:
     """`work` on every item, in threads; the results in order. Stops at once when interrupted."""
-    pool = ThreadPoolExecutor(num_threads or os.cpu_count())
+    pool = ThreadPoolExecutor(num_threads or num_cores())
     try:
         results = pool.map(work, items)
         return list(tqdm(results, total=len(items), desc=title, unit="file", disable=not progress))

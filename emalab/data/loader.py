@@ -1,6 +1,7 @@
 """The order of training data as a pure function of the iteration, and the loader that follows it."""
 
 import gc
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -129,6 +130,11 @@ class AugmentedDataset(Dataset[tuple[Tensor, Tensor]]):
             torch.default_generator.manual_seed(key.seed)  # torch.manual_seed would reseed the GPU's dropout too
             sample = self.transform(sample)
         return sample.image.as_subclass(Tensor), sample.mask.as_subclass(Tensor)
+
+
+def num_cores() -> int:
+    """Cores that this process may use, which a container or a scheduler can make fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def keep_inherited_objects(worker: int) -> None:
