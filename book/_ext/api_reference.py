@@ -17,7 +17,8 @@ MARKER = "<!-- every public module -->"
 
 # Reading order: the mathematics first, the shells around it after. Modules not named here follow.
 READING_ORDER = [
-    *("em", "bases", "modules", "fastops", "architecture", "backbones", "segmenter"),
+    *("em", "kernels", "bases", "modules", "fastops"),
+    *("architecture", "backbones", "segmenter"),
     *("data", "recipes"),
     *(
         "optim",
@@ -30,7 +31,7 @@ READING_ORDER = [
         "submission",
         "viz",
     ),
-    *("cost", "files", "checkpoints", "convert", "results", "cli", "commands"),
+    *("cost", "bench", "files", "checkpoints", "convert", "results", "cli", "commands"),
 ]
 
 
