@@ -305,7 +305,8 @@ def test_two_ranks_are_one_process_with_their_batches_together(tmp_path: Path) -
 
     assert done.stdout.count("single scale: mIoU") == 1
     logs = [[line.get("loss", 0.0) for line in read_log(tmp_path / name)] for name in ("one", "two")]
-    assert logs[1] == pytest.approx(logs[0], rel=1e-9)  # that of the whole batch, on which all ranks stop or go on
+    # That of the whole batch, on which all ranks stop or go on. Fabric hands out losses in float32.
+    assert logs[1] == pytest.approx(logs[0], rel=3e-7)
     assert len(logs[0]) == 7
 
 
