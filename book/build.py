@@ -8,8 +8,12 @@ import sys
 from importlib.metadata import distributions
 from pathlib import Path
 
+from jupyter_cache import get_cache
+from jupyter_cache.executors import load_executor
+
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "_build"
+CACHE = BUILD / ".jupyter_cache"
 
 
 def fingerprint() -> str:
@@ -40,14 +44,29 @@ def fingerprint() -> str:
     return digest.hexdigest()
 
 
+def execute_side_by_side() -> None:
+    """Execute the chapters that are not in the cache, one process per core; Sphinx would go one by one.
+
+    A chapter that fails is left to Sphinx, which executes it again and reports the traceback.
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"  # a core each
+    cache = get_cache(str(CACHE))
+    for path in sorted((ROOT / "book").glob("*.ipynb")):
+        cache.add_nb_to_project(str(path))
+    load_executor("local-parallel", cache).run_and_cache(timeout=None)
+
+
 def main() -> int:
     """Build the book; a failing cell or a single warning makes the exit status non-zero."""
     stamp, current = BUILD / "fingerprint", fingerprint()
     if not stamp.exists() or stamp.read_text() != current:
-        shutil.rmtree(BUILD / ".jupyter_cache", ignore_errors=True)
+        shutil.rmtree(CACHE, ignore_errors=True)
     shutil.rmtree(BUILD / "html", ignore_errors=True)
     BUILD.mkdir(exist_ok=True)
     stamp.write_text(current)
+
+    if os.environ.get("EMALAB_FULL") != "1":
+        execute_side_by_side()  # full recipes take turns on the GPU instead
 
     # --all parses every page again: in an incremental build an unchanged page keeps its warnings to itself.
     jupyter_book = [
