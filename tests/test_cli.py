@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +21,10 @@ from emalab.checkpoints import export_segmenter, load_training_state, read_metad
 from emalab.cli import main
 from emalab.commands import data as data_command
 from emalab.commands import evaluate as evaluate_command
+from emalab.commands import predict as predict_command
 from emalab.commands import recipes as recipes_command
 from emalab.data import dataset_names
+from emalab.prediction import predict
 from emalab.recipes import EvalConfig, recipe_names
 from emalab.segmenter import Segmenter, SegmenterConfig
 
@@ -294,6 +297,21 @@ class TestPredict:
             assert (labels.mode, labels.size) == ("P", (50, 40))
             assert np.asarray(labels).max() < 5
         assert "scene.mask.png" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(("flags", "flip"), [([], True), (["--no-flip"], False)], ids=["default", "no-flip"])
+    def test_averages_with_the_mirror_image_unless_told(
+        self, release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], flip: bool
+    ) -> None:
+        asked = []
+
+        def spied(*arguments: Any, **options: Any) -> Any:
+            asked.append(options["flip"])
+            return predict(*arguments, **options)
+
+        monkeypatch.setattr(predict_command, "predict", spied)
+        photo = save_image(tmp_path / "scene.png", (40, 50))
+        main(["predict", str(photo), "--checkpoint", str(release), "--out", str(tmp_path), "--device", "cpu", *flags])
+        assert asked == [flip]
 
     def test_goes_on_after_a_bad_photograph(self, release: Path, tmp_path: Path, capsys: Capture) -> None:
         good = [save_image(tmp_path / f"{name}.jpg", (40, 50)) for name in ("first", "last")]

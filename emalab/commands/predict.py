@@ -22,6 +22,7 @@ def run(
     checkpoint: str = DEFAULT_WEIGHTS,
     out: Path = Path(),
     max_side: int = 480,
+    flip: bool = True,
     device: Device = "auto",
 ) -> None:
     """Label the pixels of photographs. Writes STEM.mask.png (palette PNG) and STEM.overlay.png (with a legend).
@@ -31,6 +32,7 @@ def run(
         checkpoint: a .pt or .safetensors file, or the name of a shipped network.
         out: folder for the results.
         max_side: the network sees photographs with their longer side shrunk to this many pixels.
+        flip: average with the mirror image; takes twice the time.
         device: where to run.
     """
     if not images:
@@ -42,7 +44,7 @@ def run(
     failed = 0
     for path in images:
         try:
-            labels = predict(model, path, max_side=max_side)
+            labels = predict(model, path, max_side=max_side, flip=flip)
             picture = overlay(path, labels, spec)
         except (OSError, ValueError) as error:
             failed += 1
