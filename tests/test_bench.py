@@ -63,6 +63,16 @@ class TestBenchmark:
         (row,) = benchmark([SMALL], ["em-torch"], CPU, 0.001, CEILINGS)
         assert row.error == pytest.approx(0.5, rel=1e-3)
 
+    def test_the_check_of_non_local_attention_is_no_larger_than_the_features(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else it would run out of memory where only the method under test should."""
+        checked, right = [], bench._explicit
+        monkeypatch.setattr(bench, "_explicit", lambda query, *rest: checked.append(query) or right(query, *rest))
+        (row,) = benchmark([Size(2, 600, 4, 8, 3, "float32")], ["non-local-sdpa"], CPU, 0.001, CEILINGS)
+        assert [query.shape for query in checked] == [(1, 1, 256, 4)]
+        assert 0 < row.error < 1e-5
+
 
 class TestMeasuring:
     def test_time_is_that_of_a_call(self) -> None:
