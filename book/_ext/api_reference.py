@@ -30,6 +30,7 @@ READING_ORDER = [
         "prediction",
         "submission",
         "viz",
+        "inspection",
     ),
     *("cost", "bench", "files", "checkpoints", "convert", "results", "cli", "commands"),
 ]
