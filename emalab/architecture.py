@@ -31,6 +31,8 @@ class EMAConfig:
     renormalize: Renormalize = "none"
     eps: float = 1e-6
     clamp: bool = False
+    learn_scale: bool = False
+    freeze_input: bool = False
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class EMOutput(NamedTuple):
     bases: Tensor  # (b, k, c)
 
 
-def e_step(x: Tensor, bases: Tensor, scale: float = 1.0) -> Tensor:
+def e_step(x: Tensor, bases: Tensor, scale: float | Tensor = 1.0) -> Tensor:
     """Responsibility of every base for every position: z_nk ∝ exp(λ x_nᵀ μ_k). Paper, E-step.
 
     Args:
@@ -95,7 +95,7 @@ def em_attention(
     bases: Tensor,
     *,
     num_iters: int = 3,
-    scale: float = 1.0,
+    scale: float | Tensor = 1.0,
     norm: Norm = "l2",
     grad: Grad = "stop",
     eps: float = 1e-6,
@@ -109,7 +109,8 @@ def em_attention(
         x: features (b, n, c), floating point.
         bases: initial bases μ⁽⁰⁾, shared (k, c) or one set per image (b, k, c).
         num_iters: T ≥ 1.
-        scale: λ, named as in ``scaled_dot_product_attention``.
+        scale: λ, named as in ``scaled_dot_product_attention``; a tensor of no axes where it is learned, which takes
+            the torch path.
         norm: normalization after each M-step, see `normalize_bases`.
         grad: ``"stop"``: no gradient flows through EM (what the authors' code does); ``"last"``: through the last
             iteration and the reconstruction; ``"unroll"``: through everything.
@@ -127,7 +128,8 @@ def em_attention(
         TypeError: features that are not floating point.
     """
     _check(x, bases, num_iters, norm=norm, grad=grad, backend=backend)
-    if _fuse(x, bases, grad, backend):
+    if _fuse(x, bases, scale, grad, backend):
+        assert not isinstance(scale, Tensor)
         return _fused_em_attention(x, bases, num_iters, scale, norm, grad, eps, clamp, relu)
     if bases.ndim == 2:
         bases = bases.expand(len(x), -1, -1)
@@ -176,12 +178,18 @@ def log_likelihood(x: Tensor, bases: Tensor, scale: float = 1.0) -> Tensor:
     return reduce(log_mean, "b n -> b", "sum")
 
 
-def _fuse(x: Tensor, bases: Tensor, grad: Grad, backend: Backend) -> bool:
+def _fuse(x: Tensor, bases: Tensor, scale: float | Tensor, grad: Grad, backend: Backend) -> bool:
     """Whether the fused kernel is to be used.
 
     Raises:
         ValueError: it is asked for and cannot be used.
     """
+    if isinstance(scale, Tensor):
+        if backend == "triton":
+            raise ValueError(
+                'the kernel of backend="triton" takes scale as a number, not a tensor; backend="torch" can'
+            )
+        return False
     if backend == "auto":
         if not x.is_cuda or (grad != "stop" and torch.is_grad_enabled() and (x.requires_grad or bases.requires_grad)):
             return False
@@ -219,9 +227,10 @@ def _fused_em_attention(
     return EMOutput(*fused_with_gradient(x, bases, *options, grad))
 
 
-def _similarity(x: Tensor, bases: Tensor, scale: float) -> Tensor:
+def _similarity(x: Tensor, bases: Tensor, scale: float | Tensor) -> Tensor:
     """λ x_nᵀ μ_k: (b, n, c), (b, k, c) → (b, n, k). As `torch.bmm`: at small sizes einsum's overhead would show."""
-    return torch.bmm(x, rearrange(bases if scale == 1 else scale * bases, "b k c -> b c k"))
+    plain = not isinstance(scale, Tensor) and scale == 1  # to compare a tensor would wait for the GPU
+    return torch.bmm(x, rearrange(bases if plain else scale * bases, "b k c -> b c k"))
 
 
 def _nonzero(divisor: Tensor, eps: float, clamp: bool) -> Tensor:

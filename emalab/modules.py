@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -46,15 +47,19 @@ class EMAU(nn.Module):
         norm: normalization of the bases within EM, ``"l2"``, ``"layer"`` or ``"none"``.
         grad: how far gradients flow through EM, ``"stop"``, ``"last"`` or ``"unroll"``. With ``"stop"``, the first
             convolution can receive no gradient and is frozen at its random initialization, as in the authors' code.
-        scale: λ of the E-step.
+        scale: λ of the E-step; where it is learned, its first value.
+        learn_scale: make λ = exp(``log_scale``) a parameter, which needs ``grad="last"`` or ``"unroll"``.
+        freeze_input: keep the first convolution at its random initialization whatever ``grad`` is.
         renormalize: what to normalize in the moving average: ``"none"``, ``"batch_mean"`` or ``"after_mixing"``.
         eps, clamp: how EM avoids divisions by zero, see `em_attention`.
 
     Attributes:
         bases: (k, c), a parameter if the maintenance is ``"learned"`` and a buffer otherwise.
+        log_scale: log λ, a parameter of no axes if λ is learned and None otherwise.
 
     Raises:
-        ValueError: a size below 1, an unknown option, or learned bases that no gradient can reach.
+        ValueError: a size below 1, an unknown option, learned bases or a learned λ that no gradient can reach, or a
+            learned λ that does not start above 0.
     """
 
     bases: Tensor
@@ -73,6 +78,8 @@ class EMAU(nn.Module):
         renormalize: Renormalize = "none",
         eps: float = 1e-6,
         clamp: bool = False,
+        learn_scale: bool = False,
+        freeze_input: bool = False,
     ) -> None:
         super().__init__()
         if min(channels, num_bases, num_iters) < 1:
@@ -87,7 +94,12 @@ class EMAU(nn.Module):
             maintenance = make_maintenance(maintenance, momentum=momentum, renormalize=renormalize)
         if maintenance.learnable and not (grad == "unroll" or (grad == "last" and num_iters == 1)):
             raise ValueError(f'learned bases get no gradient with grad={grad!r}; use grad="unroll"')
+        if learn_scale and (grad == "stop" or scale <= 0):
+            raise ValueError(
+                f'a learned λ needs grad="last" or "unroll" and a scale above 0; got grad={grad!r}, scale={scale}'
+            )
         self.num_iters, self.scale = num_iters, scale
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale))) if learn_scale else None
         self.norm, self.grad = norm, grad
         self.eps, self.clamp = eps, clamp
         self.maintenance = maintenance
@@ -95,7 +107,7 @@ class EMAU(nn.Module):
         self.conv_in = nn.Conv2d(channels, channels, 1)  # no ReLU behind it: features range over all of ℝ
         nn.init.kaiming_normal_(self.conv_in.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(self.conv_in.bias)  # type: ignore[arg-type]
-        self.conv_in.requires_grad_(grad != "stop")
+        self.conv_in.requires_grad_(grad != "stop" and not freeze_input)
         self.conv_out = ConvNormAct(channels, channels, 1, activation=False)
         bases = initial_bases(num_bases, channels)
         if maintenance.learnable:
@@ -119,7 +131,7 @@ class EMAU(nn.Module):
             x,
             start,
             num_iters=self.num_iters,
-            scale=self.scale,
+            scale=self.scale if self.log_scale is None else self.log_scale.exp(),
             norm=self.norm,
             grad=self.grad,
             eps=self.eps,
@@ -147,6 +159,7 @@ class EMAU(nn.Module):
         return (
             f"channels={channels}, num_bases={num_bases}, num_iters={self.num_iters}, "
             f"maintenance={type(self.maintenance).__name__}, norm={self.norm!r}, grad={self.grad!r}, scale={self.scale}"
+            + (" (learned)" if self.log_scale is not None else "")
         )
 
 

@@ -135,7 +135,15 @@ class Segmenter(nn.Module):
         """
         if output_stride == self.config.output_stride:
             return self
-        config = replace(self.config, output_stride=output_stride)
+        return self.with_config(replace(self.config, output_stride=output_stride))
+
+    def with_config(self, config: SegmenterConfig) -> Segmenter:
+        """This network under other settings that have the same tensors, such as ``ema.num_iters``; weights are shared.
+
+        Raises:
+            RuntimeError: a network with other tensors, as ``torch.nn.Module.load_state_dict`` says it.
+            ValueError: settings that no network can have.
+        """
         with torch.random.fork_rng(devices=[]):  # its random weights are thrown away, and must cost no random numbers
             twin = Segmenter(replace(config, backbone_weights=None))
         twin.config = config

@@ -447,3 +447,12 @@ class TestParity:
             assert gap > 0.1
         else:
             assert gap < 2e-6
+
+
+def test_a_learned_scale_takes_the_torch_path() -> None:
+    x, bases = torch.randn(2, 7, 3), torch.randn(4, 3)
+    ours = em_attention(x, bases, scale=torch.tensor(2.0))
+    for one, other in zip(ours, em_attention(x, bases, scale=2.0), strict=True):
+        torch.testing.assert_close(one, other)
+    with pytest.raises(ValueError, match="takes scale as a number"):
+        em_attention(x, bases, scale=torch.tensor(2.0), backend="triton")

@@ -57,6 +57,40 @@ class TestEMAU:
         expected = em_attention(x, unit.bases, num_iters=num_iters).bases
         torch.testing.assert_close(unit.attend(inputs).bases, expected)
 
+    @pytest.mark.parametrize("grad", ["last", "unroll"])
+    def test_scale_may_be_learned(self, grad: Any) -> None:
+        """λ = exp(log_scale): the same unit at the start, with the derivative that a difference quotient finds."""
+        inputs = features(2, 8, 4, 6, dtype=torch.float64)
+        torch.manual_seed(0)
+        unit = EMAU(8, num_bases=5, num_iters=2, scale=3.0, grad=grad, learn_scale=True).double().eval()
+        torch.manual_seed(0)
+        fixed = EMAU(8, num_bases=5, num_iters=2, scale=3.0, grad=grad).double().eval()
+        fixed.scale = float(unit.log_scale.exp())
+        torch.testing.assert_close(unit(inputs), fixed(inputs))
+        if grad == "unroll":  # "last" leaves out what earlier iterations contribute
+            loss = unit(inputs).square().sum()
+            (slope,) = torch.autograd.grad(loss, unit.log_scale)
+            losses = []
+            for step in (1e-5, -1e-5):
+                fixed.scale = float((unit.log_scale + step).exp())
+                losses.append(fixed(inputs).square().sum())
+            torch.testing.assert_close(slope, (losses[0] - losses[1]) / 2e-5, rtol=1e-5, atol=1e-8)
+        else:
+            unit(inputs).square().sum().backward()
+            assert unit.log_scale.grad.abs() > 0
+
+    def test_a_scale_that_cannot_be_learned(self) -> None:
+        with pytest.raises(ValueError, match=r"a learned λ needs grad=.*; got grad='stop', scale=1.0"):
+            EMAU(8, learn_scale=True)
+        with pytest.raises(ValueError, match="a scale above 0; got grad='last', scale=0"):
+            EMAU(8, learn_scale=True, grad="last", scale=0)
+
+    def test_the_first_convolution_may_be_frozen(self) -> None:
+        unit = EMAU(8, num_bases=5, grad="unroll", freeze_input=True)
+        unit(features(2, 8, 4, 6)).sum().backward()
+        assert unit.conv_in.weight.grad is None
+        assert EMAU(8, grad="unroll").conv_in.weight.requires_grad
+
     def test_output_keeps_the_input_by_its_residual(self) -> None:
         unit = EMAU(8).eval()
         nn.init.zeros_(unit.conv_out[1].weight)

@@ -89,3 +89,18 @@ def test_the_same_stride_is_the_same_network() -> None:
 def test_stride_that_the_backbone_cannot_have(stride: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         network(SMALL).with_output_stride(stride)
+
+
+@torch.no_grad()
+def test_other_settings_with_the_same_tensors() -> None:
+    """More iterations at test than in training, and the unit of the trained network left as it is."""
+    model = tiny_segmenter()
+    other = model.with_config(replace(model.config, ema=replace(model.config.ema, num_iters=8)))
+    images = random_images(2, 3, 32, 32)
+    before = model(images)
+    assert other.config.ema.num_iters == 8
+    model.context.num_iters = 8
+    assert torch.equal(other(images), model(images))
+    assert not torch.equal(other(images), before)
+    with pytest.raises(RuntimeError, match=r"context\.bases"):
+        model.with_config(replace(model.config, ema=replace(model.config.ema, num_bases=3)))
