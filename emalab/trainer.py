@@ -375,7 +375,8 @@ class Trainer:
             optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=fused)
         step: Any = _TrainingStep(self.model, self.train_data.spec.ignore_index, config.auxiliary_weight)
         if self.recipe.execution == "compile":
-            step = torch.compile(step)
+            # In graphs, because the host falls behind kernels so short; one device, as above.
+            step = torch.compile(step, options={"triton.cudagraphs": fused and self.fabric.world_size == 1})
         return self.fabric.setup(step, optimizer)
 
     def _resume(self) -> None:

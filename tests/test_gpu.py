@@ -37,11 +37,11 @@ def five_steps(recipe: Recipe, out: Path, options: RunOptions) -> tuple[Tensor, 
     return losses.cpu(), trainer.model.context.bases.cpu()
 
 
+@pytest.mark.parametrize("execution", ["cuda_graph", "compile"])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_recorded_steps_are_eager_steps(precision: str, tmp_path: Path) -> None:
+def test_steps_by_graph_are_eager_steps(precision: str, execution: str, tmp_path: Path) -> None:
     eager, recorded = (
-        five_steps(tiny_recipe(precision=precision, execution=execution), tmp_path / execution, GPU)
-        for execution in ("eager", "cuda_graph")
+        five_steps(tiny_recipe(precision=precision, execution=way), tmp_path / way, GPU) for way in ("eager", execution)
     )
     tolerance = {"rtol": 2e-2, "atol": 1e-2} if precision == "bf16-mixed" else {"rtol": 1e-3, "atol": 1e-4}
     for ours, theirs in zip(recorded, eager, strict=True):
@@ -60,11 +60,12 @@ def test_recording_leaves_the_batch_alone(tmp_path: Path) -> None:
     assert not masks.any()
 
 
-def test_recorded_runs_do_not_mind_the_threads_of_a_loader(tmp_path: Path) -> None:
+@pytest.mark.parametrize("execution", ["cuda_graph", "compile"])
+def test_graphs_do_not_mind_the_threads_of_a_loader(execution: str, tmp_path: Path) -> None:
     weights = []
     for workers in (0, 2):
         options = replace(GPU, num_workers=workers)
-        result = train(tiny_recipe(execution="cuda_graph"), tmp_path / str(workers), options, eval_data=scenes())
+        result = train(tiny_recipe(execution=execution), tmp_path / str(workers), options, eval_data=scenes())
         weights.append(result.model.state_dict())
     for key in weights[0]:
         torch.testing.assert_close(weights[1][key], weights[0][key], rtol=1e-3, atol=1e-4, msg=key)
