@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import measure_bases
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +16,7 @@ from hypothesis import strategies as st
 from tiny import CPU, random_images, scenes, tiny_recipe, tiny_segmenter
 from torch import Tensor, nn
 
+from emalab.data import load_dataset
 from emalab.em import e_step, em_attention
 from emalab.inspection import (
     BasesHistory,
@@ -31,6 +36,7 @@ from emalab.inspection import (
     shift,
 )
 from emalab.modules import EMAU
+from emalab.segmenter import Segmenter
 from emalab.trainer import Trainer
 
 LN2 = math.log(2)
@@ -282,3 +288,32 @@ class TestBasesHistory:
             BasesHistory(nn.Identity())
         with pytest.raises(ValueError, match="every is 0; it must be at least 1"):
             BasesHistory(EMAU(8), every=0)
+
+
+class TestRecord:
+    """book/results/voc-animals-bases.json, which book/measure_bases.py writes."""
+
+    @pytest.fixture
+    def record(self) -> dict[str, Any]:
+        return json.loads((Path(__file__).parents[1] / "book/results/voc-animals-bases.json").read_text())
+
+    def test_belongs_to_the_shipped_network(self, record: dict[str, Any]) -> None:
+        bases = Segmenter.from_pretrained(record["checkpoint"]).context.bases
+        assert distinct_bases(bases, record["threshold"]).tolist() == record["groups"]
+        assert {len(values) for values in record["figures"].values()} == {297}
+
+    def test_tables_count_the_same_positions(self, record: dict[str, Any]) -> None:
+        tables = {name: torch.tensor(table) for name, table in record["tables"].items()}
+        classes = tables["labels"].sum(dim=0)
+        for name in ("shifted", "labels_of_bases", "confusion"):
+            assert torch.equal(tables[name].sum(dim=0), classes)
+
+    @pytest.mark.real_data
+    def test_can_be_measured_again(self, record: dict[str, Any], real_data_root: Callable[[str], Path]) -> None:
+        data = load_dataset("voc-animals", "val", real_data_root("voc2012-animals-320px"))
+        model, generator = Segmenter.from_pretrained(), torch.Generator().manual_seed(record["seed"])
+        groups = torch.tensor(record["groups"])
+        for index in range(4):
+            figures = measure_bases.look(model, data[index], groups, generator).figures
+            for name, value in figures.items():
+                assert value == pytest.approx(record["figures"][name][index], rel=1e-2), name
