@@ -1,8 +1,13 @@
-"""Evaluation shared by real processes: every image counts once, however many processes there are."""
+"""Work shared by real processes: every image counts once, and machines that torchrun joins train one network."""
 
 from __future__ import annotations
 
+import json
 import multiprocessing
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,3 +58,29 @@ def test_every_image_counts_once(world_size: int, data: Sizes, tmp_path: Path) -
     assert evaluate(tiny_segmenter(), twice, **SETTINGS).iou != alone.iou
     for scores in shared_scores(world_size, tmp_path, data):
         assert scores == alone.to_dict()
+
+
+def test_two_machines(tmp_path: Path) -> None:
+    """The command that the book gives for several machines, said twice on this one."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        endpoint = f"localhost:{free.getsockname()[1]}"
+    torchrun = ["torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d"]
+    flags = "--accelerator cpu --optim.iterations 2 --optim.batch-size 4 --no-progress"
+    command = [*torchrun, "--rdzv-endpoint", endpoint, "-m", "emalab", "train", "shapes-tiny", *flags.split()]
+    machines = [
+        subprocess.Popen(
+            [sys.executable, "-m", *command, "--out", str(tmp_path / "run")],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+        )
+        for _ in range(2)
+    ]
+    try:
+        for machine in machines:
+            _, errors = machine.communicate(timeout=120)
+            assert machine.returncode == 0, errors.decode()[-2000:]
+    finally:
+        for machine in machines:
+            machine.kill()  # one that waits for another in vain
+    assert json.loads((tmp_path / "run" / "record.json").read_text())["devices"] == 2
