@@ -28,6 +28,7 @@ from emalab.inspection import (
     labels_at_positions,
     look_inside,
     merge,
+    outward,
     perplexity,
     rank_errors,
     shift,
@@ -59,6 +60,8 @@ class Found:
     """Counts, (groups or bases or classes, classes)."""
     share: Tensor
     """Mean responsibilities, (bases,)."""
+    outline: Tensor
+    """Sums over positions, weighted with responsibilities, (groups, 5); see the record's words."""
     labels: Tensor
     """(n,)"""
     inputs: dict[str, Tensor]
@@ -88,7 +91,12 @@ def look(
         "shifted": shift(labels, generator),
         "predictions": inside.logits[0].argmax(dim=0),
     }
-    assigned = merge(z, groups).argmax(dim=1)
+    merged = merge(z, groups)
+    assigned = merged.argmax(dim=1)
+    away = outward(columns["predictions"] > 0).flatten(0, 1)
+    length = away.norm(dim=1)
+    directions = [torch.ones_like(length), length > 0, length, *away.T]
+    outline = merged.T.double() @ torch.stack(directions, dim=1).double()
     count = int(groups.max()) + 1, model.config.num_classes
     tables = {
         name: contingency(assigned, values.flatten(), *count)
@@ -98,7 +106,7 @@ def look(
     tables["labels_of_bases"] = contingency(z.argmax(dim=1), flat, len(bases), count[1])
     tables["confusion"] = contingency(predicted, flat, count[1], count[1])
     inputs = {"responsibilities": z.log(), "reconstruction": rebuilt, "features": x}
-    return Found(figures, tables, z.mean(dim=0), flat, inputs)
+    return Found(figures, tables, z.mean(dim=0), outline, flat, inputs)
 
 
 def readable(inputs: Tensor, labels: Tensor, fold: Tensor, classes: int) -> list[float]:
@@ -158,7 +166,9 @@ def main(arguments: Arguments) -> None:
     record: dict[str, Any] = {
         "what": "The bases of the shipped network over whole images: figures of each image, and how often each group "
         "of bases claims a position of each class. Readable: nats that a linear readout knows about the class, and "
-        "about foreground or background; fitted to every other image, judged on the rest, and the other way round.",
+        "about foreground or background; fitted to every other image, judged on the rest, and the other way round. Outline: of each group, "
+        "the sum over positions of its responsibility, of that where the mask of the predicted foreground has a "
+        "gradient, of responsibility times the gradient's length, and times its part to the right and down, outwards.",
         "checkpoint": DEFAULT_WEIGHTS,
         "data": f"{data.spec.name} val, {len(data)} images, each at its own size",
         "threshold": THRESHOLD,
@@ -171,6 +181,7 @@ def main(arguments: Arguments) -> None:
             name: [image.figures[name] for image in found] for name in found[0].figures
         },
         "tables": {name: table(name) for name in found[0].tables},
+        "outline": sum(image.outline for image in found).tolist(),
         "readable": {name: nats(name) for name in found[0].inputs},
         "commit": git_commit(),
         **environment(torch.device("cpu")),

@@ -33,6 +33,7 @@ __all__ = [
     "look_inside",
     "merge",
     "mutual_information",
+    "outward",
     "perplexity",
     "purity",
     "rank_errors",
@@ -186,6 +187,17 @@ def labels_at_positions(labels: Tensor, size: tuple[int, int]) -> Tensor:
     """Labels (H, W) of an image at the positions of its feature map: (h, w), each that of the pixel in the middle."""
     resized = F.interpolate(rearrange(labels.double(), "h w -> 1 1 h w"), size, mode="nearest-exact")
     return rearrange(resized, "1 1 h w -> h w").to(labels.dtype)
+
+
+def outward(foreground: Tensor) -> Tensor:
+    """Which way is out: minus the gradient of a mask (h, w), bool, by central differences: (h, w, 2), right and down.
+
+    Zero where all four neighbors are alike; beyond the border of the image lies more of the same.
+    """
+    padded = F.pad(rearrange(foreground.float(), "h w -> 1 1 h w"), (1, 1, 1, 1), mode="replicate")[0, 0]
+    right = (padded[1:-1, :-2] - padded[1:-1, 2:]) / 2
+    down = (padded[:-2, 1:-1] - padded[2:, 1:-1]) / 2
+    return torch.stack([right, down], dim=-1)
 
 
 class Inside(NamedTuple):

@@ -30,6 +30,7 @@ from emalab.inspection import (
     look_inside,
     merge,
     mutual_information,
+    outward,
     perplexity,
     purity,
     rank_errors,
@@ -223,6 +224,14 @@ class TestWhatBasesFollow:
         assert found.dtype == torch.uint8
         assert found.tolist() == [[17, 19, 21, 23], [49, 51, 53, 55]]
         assert torch.equal(labels_at_positions(labels, (8, 8)), labels)
+
+    def test_outward(self) -> None:
+        """A block in the lower left corner: its right side looks right, its upper side up, its corner both ways."""
+        mask = torch.tensor([[0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0]]).bool()
+        right, down = outward(mask).unbind(dim=-1)
+        assert (2 * right).tolist() == [[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0]]
+        assert (2 * down).tolist() == [[-1, -1, 0, 0], [-1, -1, 0, 0], [0, 0, 0, 0]]
+        assert not outward(torch.ones(3, 5).bool()).any()
 
 
 class TestLookInside:
