@@ -20,6 +20,7 @@ __all__ = ["main"]
 # "data check" is the function `check` of `emalab.commands.data`, "train" the function `run` of `emalab.commands.train`.
 _COMMANDS = {
     "train": "train a recipe, on one device or under torchrun",
+    "study": "compare many runs: what is missing, side by side on all GPUs, and a summary",
     "evaluate": "score a checkpoint, class by class",
     "submit": "write predictions as the benchmark's server takes them",
     "predict": "label the pixels of photographs",

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from emalab.checkpoints import CheckpointError, load_initial_weights, load_training_state, save_training_state
 from emalab.data import LabeledImages, load_dataset
 from emalab.data.loader import num_cores, training_loader
+from emalab.data.memory import InMemory
 from emalab.data.transforms import TrainTransform
 from emalab.evaluation import evaluate
 from emalab.metrics import SegmentationScores
@@ -292,7 +293,7 @@ class Trainer:
                 window=config.window,
                 overlap=config.overlap,
                 batch_size=config.batch_size,
-                num_workers=min(self._workers(), 8),
+                num_workers=0 if isinstance(self.eval_data, InMemory) else min(self._workers(), 8),
                 progress=self.options.progress,
             )
         self._train_mode()

@@ -19,6 +19,7 @@ __all__ = [
     "own_device",
     "processes",
     "under_torchrun",
+    "visible_gpus",
 ]
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -58,6 +59,13 @@ def processes(name: Device) -> Iterator[torch.device]:
         yield device
     finally:
         dist.destroy_process_group()
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """The CUDA devices that this process may use, as $CUDA_VISIBLE_DEVICES names them."""
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return tuple(named.split(",")[:count]) if named else tuple(map(str, range(count)))
 
 
 def own_device(name: Device) -> torch.device:

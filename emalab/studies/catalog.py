@@ -1,0 +1,196 @@
+"""The studies that have names: the ablation of EM attention, axis by axis, on three data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import Any
+
+from emalab.recipes import Recipe, get_recipe
+from emalab.studies.config import Cell, Study, family
+
+__all__ = ["get_study", "studies", "study_names"]
+
+_ITERATIONS = (1, 2, 3, 4, 6, 8)
+_HEADLINE = 5  # seeds of the rows that conclusions hang on
+
+Axes = dict[str, tuple[str, Sequence[Cell]]]
+
+
+def _voc_animals() -> Recipe:
+    base = get_recipe("voc-animals-lite2")
+    return replace(
+        base,
+        name="voc-animals-study",
+        summary="EMANet head, 320 px, 800 iterations, trainaug → val",
+        optim=replace(base.optim, iterations=800),
+        evaluation=replace(base.evaluation, every=0, batch_size=1, scales=(1.0,), flip=False),
+    )
+
+
+def _camvid() -> Recipe:
+    base = get_recipe("camvid-lite2")
+    return replace(
+        base,
+        name="camvid-study",
+        summary="EMANet head, 480×360, stride 16, 600 iterations, train → val",
+        data=replace(base.data, train_split="train", eval_split="val"),
+        model=replace(base.model, output_stride=16),
+        optim=replace(base.optim, iterations=600),
+        evaluation=replace(base.evaluation, every=0, scales=(1.0,), flip=False),
+    )
+
+
+def _shapes() -> Recipe:
+    base = get_recipe("shapes-pooled")
+    return replace(base, name="shapes-study", summary="EMANet head on generated scenes, pooled evidence")
+
+
+def _cells(path: str, label: str, values: Sequence[Any], **extra: Any) -> list[Cell]:
+    """A cell for every value of one field, labeled LABEL=VALUE."""
+    return [Cell(f"{label}={value}", {path: value}, **extra) for value in values]
+
+
+def _maintenance() -> list[Cell]:
+    ema = "model.ema."
+    average = [
+        Cell(f"alpha={value}", {ema + "momentum": value}, seeds=_HEADLINE if value == 0.9 else 3)
+        for value in (0.0, 0.5, 0.9, 0.99)
+    ]
+    return [
+        *average,
+        Cell("learned", {ema + "maintenance": "learned", ema + "grad": "unroll"}, seeds=_HEADLINE),
+        Cell("frozen", {ema + "maintenance": "frozen"}, seeds=_HEADLINE),
+        Cell("per image", {ema + "maintenance": "per_image"}, seeds=_HEADLINE),
+        Cell("batch mean normalized", {ema + "renormalize": "batch_mean"}),
+        Cell("normalized after mixing", {ema + "renormalize": "after_mixing"}),
+    ]
+
+
+def _iterations() -> list[Cell]:
+    """Every number of iterations in training, scored with every number and with enough to converge."""
+    path = "model.ema.num_iters"
+    at_test = {f"T={count}": {path: count} for count in (*_ITERATIONS, 16)}
+    return _cells(path, "T", _ITERATIONS, evaluations=at_test)
+
+
+def _gradient() -> list[Cell]:
+    ema = "model.ema."
+    return [
+        Cell("stop", {ema + "grad": "stop"}, seeds=_HEADLINE),
+        Cell("last", {ema + "grad": "last"}, seeds=_HEADLINE),
+        Cell("unroll", {ema + "grad": "unroll"}, seeds=_HEADLINE),
+        Cell("last, first conv frozen", {ema + "grad": "last", ema + "freeze_input": True}),
+        Cell("unroll, first conv frozen", {ema + "grad": "unroll", ema + "freeze_input": True}),
+    ]
+
+
+def _em_axes(bases: Sequence[int], scales: Sequence[float]) -> Axes:
+    """The axes of EM itself, which need no particular data."""
+    learned = {"model.ema.learn_scale": True, "model.ema.grad": "last"}
+    return {
+        "maintenance": ("how the initial bases live from batch to batch", _maintenance()),
+        "norm": ("how bases are normalized within EM", _cells("model.ema.norm", "norm", ("l2", "layer", "none"))),
+        "iterations": ("T in training and, with the same weights, T at test", _iterations()),
+        "bases": ("the number of bases K", _cells("model.ema.num_bases", "K", bases)),
+        "scale": (
+            "λ, fixed or learned; the gradient that learning needs goes through the last iteration",
+            [
+                *_cells("model.ema.scale", "lambda", scales),
+                Cell("lambda=1, gradient last", {"model.ema.grad": "last"}),
+                Cell("lambda learned", learned),
+            ],
+        ),
+        "gradient": ("where the gradient goes, and whether the unit's first convolution learns", _gradient()),
+    }
+
+
+def _heads(rates: Mapping[str, float]) -> list[Cell]:
+    """Every head at its own tuned rate; DeepLabV3 and PSPNet, which nobody tuned, at that of EMANet."""
+    heads = {"none": "plain FCN", "non_local": "non-local", "ema": "EMA", "deeplab_v3": "DeepLabV3", "psp": "PSP"}
+    return [
+        Cell(label, {"model.context": head, "optim.lr": rates.get(head, rates["ema"])}, seeds=_HEADLINE)
+        for head, label in heads.items()
+    ]
+
+
+def _tuned(recipe: str) -> dict[str, float]:
+    """The rates of the named recipes with EMANet's head, the plain one and the non-local one."""
+    suffixes = {"ema": "", "none": "-fcn", "non_local": "-non-local"}
+    return {head: get_recipe(recipe + suffix).optim.lr for head, suffix in suffixes.items()}
+
+
+def _strides() -> list[Cell]:
+    at_test = {f"stride {stride}": {"evaluation.output_stride": stride} for stride in (16, 8)}
+    return [
+        Cell(f"trained at stride {stride}", {"model.output_stride": stride}, evaluations=at_test) for stride in (16, 8)
+    ]
+
+
+def _batches(base: Recipe) -> list[Cell]:
+    """Batches of other sizes, over as many images in all."""
+    images = base.optim.iterations * base.optim.batch_size
+    return [
+        Cell(f"batch {size}", {"optim.batch_size": size, "optim.iterations": images // size}) for size in (8, 16, 32)
+    ]
+
+
+def _photographs(name: str, summary: str, base: Recipe, tuned: str) -> list[Study]:
+    axes: Axes = {
+        "heads": ("the context head, each at its own learning rate", _heads(_tuned(tuned))),
+        **_em_axes((4, 8, 16, 32, 64, 128, 256), (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)),
+        "channels": ("channels of the features that EM works on", _cells("model.channels", "C", (256, 512))),
+        "stride": ("output stride in training and, with the same weights, at test", _strides()),
+        "batch": ("images in a batch, and so in the mean that moves the bases; all see as many in all", _batches(base)),
+    }
+    return family(name, summary, base, axes)
+
+
+def _generated() -> list[Study]:
+    base = _shapes()
+    axes: Axes = {
+        "heads": ("the context head", _heads({"ema": base.optim.lr})),
+        **_em_axes((2, 4, 8, 16, 32), (0.25, 1.0, 4.0, 16.0)),
+    }
+    return family("shapes", "all axes on generated scenes, without a GPU", base, axes)
+
+
+def _tiny() -> Study:
+    base = _shapes()
+    base = replace(base, name="shapes-tiny-study", optim=replace(base.optim, iterations=60))
+    cells = (
+        Cell("moving average", evaluations={"T=1": {"model.ema.num_iters": 1}}),
+        Cell("frozen", {"model.ema.maintenance": "frozen"}),
+    )
+    return Study("shapes-tiny", "six runs of seconds: bases moved and bases left alone", base, cells, "shapes-tiny")
+
+
+def studies() -> dict[str, list[Study]]:
+    """Every study under the name of its family, that of all its cells first."""
+    families = [
+        [_tiny()],
+        _generated(),
+        _photographs("voc-animals", "all axes on VOC's images with animals", _voc_animals(), "voc-animals-lite2"),
+        _photographs("camvid", "all axes on CamVid", _camvid(), "camvid-lite2"),
+    ]
+    return {members[0].family: members for members in families}
+
+
+def study_names() -> list[str]:
+    """Names that `get_study` knows."""
+    return [study.name for members in studies().values() for study in members]
+
+
+def get_study(name: str) -> Study:
+    """The study called ``name``.
+
+    Raises:
+        KeyError: no such study; the message suggests the nearest names.
+    """
+    known = {study.name: study for members in studies().values() for study in members}
+    if name not in known:
+        near = get_close_matches(name, known, n=3, cutoff=0.4)
+        hint = f"did you mean {', '.join(near)}? " if near else ""
+        raise KeyError(f"no study {name!r}; {hint}`emalab study --list` lists all")
+    return known[name]
