@@ -7,9 +7,10 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from emalab.kernels._triton import ACCUMULATE, ALL, FINISH, REBUILD, em_kernel
-from emalab.kernels.plan import Plan, block, make_plan
+from emalab.kernels.plan import ALIGNMENT, Plan, block, make_plan
 
 __all__ = ["interpreted", "launch"]
 
@@ -48,7 +49,11 @@ def launch(
         return out, z, result
     if plan is None:
         plan = make_plan(b, n, k, c, x.dtype, 1 if interpreted() else _processors(x.device))
-    x, stride = _with_channels_side_by_side(x)
+    x = _readable(x, plan.whole)
+    stride = x.stride(1) if n > 1 else c
+    if plan.whole:
+        strides = [x.stride(0) if b > 1 else n * stride, stride, 1]
+        tiles = TensorDescriptor(x, [b, n, c], strides, [1, plan.block_n, plan.block_c])
     current = result if result_dtype == x.dtype else torch.empty_like(result, dtype=x.dtype)
     current.copy_(bases)
     programs = plan.programs
@@ -63,6 +68,7 @@ def launch(
     def run(phase: int, begin_t: int, end_t: int, cooperative: bool = False) -> None:
         em_kernel[programs, b](
             x,
+            tiles if plan.whole and phase in (ALL, ACCUMULATE) else None,
             current,
             result,
             z,
@@ -90,6 +96,7 @@ def launch(
             BLOCK_ALL_C=all_c,
             BLOCK_P=block_p,
             BLOCK_R=block_r,
+            OUT_N=plan.out_n,
             STAGES=plan.stages,
             PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3",
             num_warps=plan.warps,
@@ -108,11 +115,14 @@ def launch(
     return out, z, result
 
 
-def _with_channels_side_by_side(x: Tensor) -> tuple[Tensor, int]:
-    """Features as the kernel reads them, copied only if they must be, and the distance from position to position."""
-    if x.stride(2) != 1 or not 0 <= x.stride(1) < 2**20:
-        x = x.contiguous()
-    return x, x.stride(1) if x.shape[1] > 1 else x.shape[2]
+def _readable(x: Tensor, whole: bool) -> Tensor:
+    """The features, copied only if the kernel, or its copy engine, could not read them where they are."""
+    steps = [x.stride(axis) * x.itemsize for axis in (0, 1) if x.shape[axis] > 1]
+    if whole:
+        fits = x.data_ptr() % ALIGNMENT == 0 and all(step > 0 and step % ALIGNMENT == 0 for step in steps)
+    else:
+        fits = 0 <= x.stride(1) < 2**20
+    return x if fits and x.stride(2) == 1 else x.clone(memory_format=torch.contiguous_format)
 
 
 def _processors(device: torch.device) -> int:

@@ -2,13 +2,15 @@
 
 The programs of a grid (programs, b) share the positions of each image, one run of them for each program. In turns:
 
-    accumulate   E-step of a tile of positions and, while the tile is in shared memory, its part of the M-step:
-                 Σ_n x_n z_nk and Σ_n z_nk stay in float32 registers over all tiles of the program, and are written once
+    accumulate   E-step of a tile of positions, brought to shared memory by the copy engine (TMA), and from there its
+                 part of the M-step: Σ_n x_n z_nk and Σ_n z_nk stay in float32 registers over all tiles of the program,
+                 and are written once
     finish       every program adds up, divides and normalizes its share of the bases, always in the same order
     rebuild      after the last iteration: responsibilities times new bases, and ReLU when asked
 
 So each iteration reads the features once, and of (n, k) only the last responsibilities are ever written. Where bases
-times channels exceed the registers, accumulate writes all responsibilities and goes through the features in chunks.
+times channels exceed the registers, and for what the copy engine cannot read, accumulate writes all responsibilities
+and goes through the features in chunks, twice.
 
 In between, the programs of an image wait for each other: launched at once (`ALL`) at a counter in memory, which needs
 all programs on the device at a time (a cooperative launch); launched phase by phase, the ends of the launches do it.
@@ -31,11 +33,11 @@ _LOG2_E = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def _softmax(logits, there, K: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Responsibilities (k, n) from logits in base 2; zero for positions that are not there."""
-    logits = tl.where(tl.arange(0, BLOCK_K)[:, None] < K, logits, float("-inf"))
-    weights = tl.exp2(logits - tl.max(logits, axis=0)[None, :])
-    z = weights / tl.sum(weights, axis=0)[None, :]
-    return tl.where(there[None, :], z, 0.0)
+    """Responsibilities (n, k) from logits in base 2; zero for positions that are not there."""
+    if K < BLOCK_K:
+        logits = tl.where(tl.arange(0, BLOCK_K)[None, :] < K, logits, float("-inf"))
+    weights = tl.exp2(logits - tl.max(logits, axis=1)[:, None])
+    return weights * tl.where(there, 1 / tl.sum(weights, axis=1), 0.0)[:, None]
 
 
 @triton.jit
@@ -47,14 +49,14 @@ def _rows(base_ptr, first, stride, in_n, in_c, stop, C: tl.constexpr):
 
 @triton.jit
 def _keep(z_ptr, z, first, in_n, in_k, stop, K: tl.constexpr):
-    """Store responsibilities (k, n) as (n, k)."""
-    at = z_ptr + first.to(tl.int64) * K + in_n[None, :] * K + in_k[:, None]
-    tl.store(at, z.to(z_ptr.dtype.element_ty), mask=(first + in_n < stop)[None, :] & (in_k[:, None] < K))
+    """Store responsibilities (n, k)."""
+    at = z_ptr + first.to(tl.int64) * K + in_n[:, None] * K + in_k[None, :]
+    tl.store(at, z.to(z_ptr.dtype.element_ty), mask=(first + in_n < stop)[:, None] & (in_k[None, :] < K))
 
 
 @triton.jit
 def _accumulate(
-    x_ptr,
+    x_desc,
     bases_ptr,
     z_ptr,
     weighted_ptr,
@@ -62,16 +64,14 @@ def _accumulate(
     begin,
     stop,
     backward,
-    STRIDE: tl.constexpr,
+    keep,
     scale,
-    KEEP: tl.constexpr,
     K: tl.constexpr,
     C: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
     STAGES: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """E-step and M-step over the positions begin … stop of one image, with all channels in one block."""
     in_n, in_k, in_c = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_C)
@@ -79,29 +79,23 @@ def _accumulate(
     at = in_k[:, None] * C + in_c[None, :]
     bases = tl.load(bases_ptr + at, mask=there_kc, other=0.0, cache_modifier=".cg")
     weighted = tl.zeros((BLOCK_C, BLOCK_K), tl.float32)
-    total = tl.zeros((BLOCK_K, BLOCK_N), tl.float32)
+    total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     tiles = tl.cdiv(stop - begin, BLOCK_N)
     for i in tl.range(0, tiles, num_stages=STAGES):
         # Back and forth in turns: what the last iteration read last is still in the cache.
         first = begin + tl.where(backward, tiles - 1 - i, i) * BLOCK_N
-        there = first + in_n < stop
-        x = _rows(x_ptr, first, STRIDE, in_n, in_c, stop, C)
-        # Always true. Without the branch, Triton sees two products in a chain and lays the first one out for the
-        # second: all warps along one axis, where half of them would repeat the other half's work.
-        if tiles > 0:
-            z = _softmax(tl.dot(bases, tl.trans(x), input_precision=PRECISION) * scale, there, K, BLOCK_K)
-        else:
-            z = tl.zeros((BLOCK_K, BLOCK_N), tl.float32)
+        x = x_desc.load([tl.program_id(1), first, 0]).reshape(BLOCK_N, BLOCK_C)
+        z = _softmax(tl.dot(x, tl.trans(bases)) * scale, first + in_n < stop, K, BLOCK_K)
         total += z
-        weighted = tl.dot(tl.trans(x), tl.trans(z.to(x.dtype)), weighted, input_precision=PRECISION)
-        if KEEP:
+        weighted = tl.dot(tl.trans(x), z.to(x.dtype), weighted)
+        if keep:
             _keep(z_ptr, z, first, in_n, in_k, stop, K)
     tl.store(
         weighted_ptr + in_k[None, :] * C + in_c[:, None],
         weighted,
         mask=(in_k[None, :] < K) & (in_c[:, None] < C),
     )
-    tl.store(total_ptr + in_k, tl.sum(total, axis=1), mask=in_k < K)
+    tl.store(total_ptr + in_k, tl.sum(total, axis=0), mask=in_k < K)
 
 
 @triton.jit
@@ -125,22 +119,22 @@ def _accumulate_in_chunks(
 ):
     """The same in two passes, the E-step and then the M-step, each over blocks of channels."""
     in_n, in_k = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
-    total = tl.zeros((BLOCK_K, BLOCK_N), tl.float32)
+    total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     tiles = tl.cdiv(stop - begin, BLOCK_N)
     for i in range(tiles):
         first = begin + i * BLOCK_N
-        logits = tl.zeros((BLOCK_K, BLOCK_N), tl.float32)
+        logits = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
         for c in tl.range(0, C, BLOCK_C, num_stages=STAGES):
             in_c = c + tl.arange(0, BLOCK_C)
             x = _rows(x_ptr, first, STRIDE, in_n, in_c, stop, C)
             there_kc = (in_k[:, None] < K) & (in_c[None, :] < C)
             at = in_k[:, None] * C + in_c[None, :]
             bases = tl.load(bases_ptr + at, mask=there_kc, other=0.0, cache_modifier=".cg")
-            logits = tl.dot(bases, tl.trans(x), logits, input_precision=PRECISION)
+            logits = tl.dot(x, tl.trans(bases), logits, input_precision=PRECISION)
         z = _softmax(logits * scale, first + in_n < stop, K, BLOCK_K)
         total += z
         _keep(z_ptr, z, first, in_n, in_k, stop, K)
-    tl.store(total_ptr + in_k, tl.sum(total, axis=1), mask=in_k < K)
+    tl.store(total_ptr + in_k, tl.sum(total, axis=0), mask=in_k < K)
     tl.debug_barrier()  # other threads of the program read these responsibilities
     for c in range(0, C, BLOCK_C):
         in_c = c + tl.arange(0, BLOCK_C)
@@ -227,7 +221,6 @@ def _rebuild(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
-    STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Positions begin … stop of one image as mixtures of its bases."""
@@ -238,7 +231,7 @@ def _rebuild(
         there_kc = (in_k[:, None] < K) & (in_c[None, :] < C)
         at = in_k[:, None] * C + in_c[None, :]
         bases = tl.load(bases_ptr + at, mask=there_kc, other=0.0, cache_modifier=".cg")
-        for i in tl.range(0, tiles, num_stages=STAGES):
+        for i in tl.range(0, tiles, num_stages=3):
             first = begin + tl.where(backward, tiles - 1 - i, i) * BLOCK_N
             z = _rows(z_ptr, first, K, in_n, in_k, stop, K).to(bases.dtype)
             out = tl.dot(z, bases, input_precision=PRECISION)
@@ -262,6 +255,7 @@ def _meet(counter_ptr, arrivals):
 @triton.jit(do_not_specialize=["positions", "begin_t", "end_t", "num_iters"])
 def em_kernel(
     x_ptr,  # (b, n, c), channels side by side
+    x_desc,  # the same for the copy engine, in tiles (1, BLOCK_N, BLOCK_C); None has accumulate go in chunks
     bases_ptr,  # (b, k, c), overwritten in every iteration
     result_ptr,  # (b, k, c), the same memory or another type
     z_ptr,  # (b, n, k)
@@ -289,12 +283,13 @@ def em_kernel(
     BLOCK_ALL_C: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_R: tl.constexpr,
+    OUT_N: tl.constexpr,
     STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """Iterations begin_t … end_t of num_iters: all phases of them, or one."""
     program, programs, image = tl.program_id(0), tl.num_programs(0), tl.program_id(1).to(tl.int64)
-    span = tl.cdiv(positions, programs)
+    span = tl.cdiv(tl.cdiv(positions, BLOCK_N), programs) * BLOCK_N
     begin = program * span
     stop = tl.minimum(begin + span, positions)
     x_ptr += image * stride_b
@@ -308,7 +303,7 @@ def em_kernel(
     log_scale = scale * _LOG2_E
     for t in tl.range(begin_t, end_t, disable_licm=True):
         if PHASE == _ALL or PHASE == _ACCUMULATE:
-            if BLOCK_C < C:
+            if x_desc is None:
                 _accumulate_in_chunks(
                     x_ptr,
                     bases_ptr,
@@ -327,30 +322,9 @@ def em_kernel(
                     STAGES,
                     PRECISION,
                 )
-            elif t == num_iters - 1:
-                _accumulate(
-                    x_ptr,
-                    bases_ptr,
-                    z_ptr,
-                    own_weighted,
-                    own_total,
-                    begin,
-                    stop,
-                    t % 2 == 1,
-                    STRIDE,
-                    log_scale,
-                    True,
-                    K,
-                    C,
-                    BLOCK_N,
-                    BLOCK_K,
-                    BLOCK_C,
-                    STAGES,
-                    PRECISION,
-                )
             else:
                 _accumulate(
-                    x_ptr,
+                    x_desc,
                     bases_ptr,
                     z_ptr,
                     own_weighted,
@@ -358,16 +332,14 @@ def em_kernel(
                     begin,
                     stop,
                     t % 2 == 1,
-                    STRIDE,
+                    t == num_iters - 1,
                     log_scale,
-                    False,
                     K,
                     C,
                     BLOCK_N,
                     BLOCK_K,
                     BLOCK_C,
                     STAGES,
-                    PRECISION,
                 )
         if PHASE == _ALL:
             _meet(counter_ptr + image, (2 * t + 1) * programs)
@@ -401,9 +373,8 @@ def em_kernel(
             K,
             C,
             RELU,
-            BLOCK_N,
+            OUT_N,
             BLOCK_K,
             BLOCK_C,
-            STAGES,
             PRECISION,
         )

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 import torch
 
 MAX_BASES, MAX_CHANNELS = 256, 1024
+ALIGNMENT = 16  # bytes, of every row of features that the copy engine reads
 
 _ACCUMULATORS = 64 * 512  # float32 sums that 8 warps hold in registers, Σ_n z_nk x_nc
+_SHARED_MEMORY = 216 * 1024  # bytes for tiles, bases and responsibilities, of 227 KB
 
 # Features (b, n, c) below which seven launches take the host longer than the GPU: there one launch is up to twice as
 # fast. With more of them, ends of launches hold the programs up less than counters do.
 _FEW = 2**24
 
-__all__ = ["MAX_BASES", "MAX_CHANNELS", "Plan", "block", "make_plan", "pays"]
+__all__ = ["ALIGNMENT", "MAX_BASES", "MAX_CHANNELS", "Plan", "block", "make_plan", "pays"]
 
 
 @dataclass(frozen=True)
@@ -24,18 +26,22 @@ class Plan:
     Args:
         programs: that share the positions of an image.
         block_n: positions in a tile.
-        block_c: channels in a block; a power of two. All of them, or the features are read in chunks.
-        stages: depth of the software pipeline: tiles on their way, plus one.
+        block_c: channels in a block; a power of two.
+        out_n: positions in a tile of the reconstruction.
+        stages: depth of the software pipeline: tiles in shared memory at a time, or on their way to it.
         warps: of a program.
+        whole: a tile holds all channels and comes by the copy engine; otherwise the features are read in chunks.
         one_launch: all phases in one launch, whose programs must all be on the device at a time.
     """
 
     programs: int
     block_n: int
     block_c: int
+    out_n: int
     stages: int
     warps: int
-    one_launch: bool = True
+    whole: bool
+    one_launch: bool
 
 
 def block(size: int) -> int:
@@ -50,17 +56,22 @@ def make_plan(b: int, n: int, k: int, c: int, dtype: torch.dtype, processors: in
     image of its own and need not wait for others.
     """
     all_k, all_c = block(k), block(c)
-    sums = all_k * all_c
-    if dtype.itemsize == 2 and all_c <= 512 and sums <= _ACCUMULATORS:
-        block_n, block_c, stages, warps = 32, all_c, 3, 8 if sums > _ACCUMULATORS // 2 else 4
-    elif dtype.itemsize == 2 and all_k <= 64:
-        block_n, block_c, stages, warps = 64, 256, 3, 8
-    elif dtype.itemsize == 2:
-        block_n, block_c, stages, warps = 64, 128, 2, 8
+    sums, half = all_k * all_c, dtype.itemsize == 2
+    fits = sums <= _ACCUMULATORS and all_k <= 64 and all_c <= 512
+    whole = half and fits and n > 0 and c * dtype.itemsize % ALIGNMENT == 0
+    if whole:
+        warps = 8 if sums > _ACCUMULATORS // 2 else 4
+        block_n, block_c, out_n = 16 * warps, all_c, 32  # a warp's matrix instruction takes 16 positions
+        tile, others = block_n * all_c * dtype.itemsize, (sums + block_n * all_k) * dtype.itemsize
+        stages = max(1, min(3, (_SHARED_MEMORY - others) // tile))
+    elif half:
+        block_n, block_c, out_n, stages, warps = (64, 256, 64, 3, 8) if all_k <= 64 else (64, 128, 64, 2, 8)
     else:
-        block_n, block_c, stages, warps = 32, min(all_c, 64), 2, 8 if all_k > 32 else 4
-    programs = max(1, min(processors // b, -(-n // block_n)))
-    return Plan(programs, block_n, block_c, stages, warps, one_launch=b * n * c <= _FEW)
+        block_n, block_c, out_n, stages, warps = 32, min(all_c, 64), 32, 2, 8 if all_k > 32 else 4
+    tiles = max(1, -(-n // block_n))
+    most = max(1, min(processors // b, tiles))
+    programs = -(-tiles // -(-tiles // most))  # no more than it takes for the longest run of tiles to be as short
+    return Plan(programs, block_n, min(block_c, all_c), out_n, stages, warps, whole, one_launch=b * n * c <= _FEW)
 
 
 def pays(k: int, c: int, dtype: torch.dtype) -> bool:
