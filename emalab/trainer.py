@@ -328,8 +328,6 @@ class Trainer:
             raise ValueError(
                 f"optim.batch_size {recipe.optim.batch_size} cannot be shared equally by {ranks} processes"
             )
-        if recipe.execution == "cuda_graph" and ranks > 1:
-            raise ValueError('execution "cuda_graph" records one device; use "eager" or "compile" with several')
         if self.last.exists() and not self.options.resume:
             raise FileExistsError(
                 f"{self.out} holds a run already; go on with it (--resume), or choose another folder for this one"
@@ -376,7 +374,7 @@ class Trainer:
             optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=fused)
         step: Any = _TrainingStep(self.model, self.train_data.spec.ignore_index, config.auxiliary_weight)
         if self.recipe.execution == "compile":
-            # In graphs, because the host falls behind kernels so short; one device, as above.
+            # In graphs, because the host falls behind kernels so short; not with what other ranks must answer.
             step = torch.compile(step, options={"triton.cudagraphs": fused and self.fabric.world_size == 1})
         return self.fabric.setup(step, optimizer)
 

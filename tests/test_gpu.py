@@ -43,7 +43,7 @@ def test_steps_by_graph_are_eager_steps(precision: str, execution: str, tmp_path
     eager, recorded = (
         five_steps(tiny_recipe(precision=precision, execution=way), tmp_path / way, GPU) for way in ("eager", execution)
     )
-    tolerance = {"rtol": 2e-2, "atol": 1e-2} if precision == "bf16-mixed" else {"rtol": 1e-3, "atol": 1e-4}
+    tolerance = {"rtol": 2e-2, "atol": 1e-2} if precision == "bf16-mixed" else {"rtol": 3e-3, "atol": 1e-4}
     for ours, theirs in zip(recorded, eager, strict=True):
         torch.testing.assert_close(ours, theirs, **tolerance)
 
@@ -93,11 +93,13 @@ def test_em_attention_against_double_precision(dtype: torch.dtype, atol: float) 
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-def test_two_devices_are_one_with_their_batches_together(tmp_path: Path) -> None:
+@pytest.mark.parametrize("execution", ["eager", "cuda_graph"])
+def test_two_devices_are_one_with_their_batches_together(execution: str, tmp_path: Path) -> None:
     """Batch statistics and bases are shared, so nothing tells the runs apart but the order of sums."""
     flags = (
         "--precision 64-true --optim.optimizer sgd --optim.lr 0.05 --optim.iterations 5 --optim.batch-size 8 "
-        "--data.crop-size 40 40 --data.scale-range 0.4 1.0 --accelerator cuda --num-workers 0 --no-progress"
+        "--data.crop-size 40 40 --data.scale-range 0.4 1.0 --accelerator cuda --num-workers 0 --no-progress "
+        f"--execution {execution}"
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     states = []

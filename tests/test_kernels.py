@@ -61,10 +61,6 @@ class TestPlan:
     def test_no_more_programs_than_tiles(self) -> None:
         assert make_plan(1, 257, 64, 512, torch.bfloat16, PROCESSORS).programs == 3
 
-    def test_no_more_programs_than_the_longest_run_of_tiles_asks_for(self) -> None:
-        """33 tiles for 8 programs: runs of 5, and 7 programs are enough."""
-        assert make_plan(16, 4225, 64, 512, torch.bfloat16, PROCESSORS).programs == 7
-
     @pytest.mark.parametrize(("c", "dtype"), [(500, torch.bfloat16), (1024, torch.bfloat16), (512, torch.float32)])
     def test_reads_chunks_where_tiles_do_not_fit_or_align(self, c: int, dtype: torch.dtype) -> None:
         assert make_plan(1, 100, 64, 512, torch.bfloat16, PROCESSORS).whole

@@ -347,11 +347,6 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"optim\.batch_size 4 cannot be shared equally by 3 processes"):
             short_train(tiny_recipe(), tmp_path)
 
-    def test_cuda_graph_of_several_devices(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(Fabric, "world_size", 2)
-        with pytest.raises(ValueError, match='execution "cuda_graph" records one device'):
-            short_train(tiny_recipe(execution="cuda_graph"), tmp_path)
-
     @pytest.mark.parametrize("name", ["log_every", "checkpoint_every"])
     def test_intervals_of_nothing(self, name: str) -> None:
         with pytest.raises(ValueError, match=f"{name} is 0; it must be at least 1 iteration"):

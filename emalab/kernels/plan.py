@@ -61,16 +61,14 @@ def make_plan(b: int, n: int, k: int, c: int, dtype: torch.dtype, processors: in
     whole = half and fits and n > 0 and c * dtype.itemsize % ALIGNMENT == 0
     if whole:
         warps = 8 if sums > _ACCUMULATORS // 2 else 4
-        block_n, block_c, out_n = 16 * warps, all_c, 32  # a warp's matrix instruction takes 16 positions
+        block_n, block_c, out_n = 16 * warps, all_c, 64  # a warp's matrix instruction takes 16 positions
         tile, others = block_n * all_c * dtype.itemsize, (sums + block_n * all_k) * dtype.itemsize
         stages = max(1, min(3, (_SHARED_MEMORY - others) // tile))
     elif half:
         block_n, block_c, out_n, stages, warps = (64, 256, 64, 3, 8) if all_k <= 64 else (64, 128, 64, 2, 8)
     else:
         block_n, block_c, out_n, stages, warps = 32, min(all_c, 64), 32, 2, 8 if all_k > 32 else 4
-    tiles = max(1, -(-n // block_n))
-    most = max(1, min(processors // b, tiles))
-    programs = -(-tiles // -(-tiles // most))  # no more than it takes for the longest run of tiles to be as short
+    programs = max(1, min(processors // b, -(-n // block_n)))
     return Plan(programs, block_n, min(block_c, all_c), out_n, stages, warps, whole, one_launch=b * n * c <= _FEW)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
@@ -130,7 +131,7 @@ class Recipe:
     precision: Precision = "bf16-mixed"
     """Lightning Fabric's precision; autocast on top of float32 weights for the mixed ones."""
     execution: Execution = "eager"
-    """How a step runs: "eager", "cuda_graph" (recorded in seconds, then replayed; one GPU, and eager on a CPU) or
+    """How a step runs: "eager", "cuda_graph" (recorded in seconds, then replayed; eager on a CPU) or
     "compile" (torch.compile, on one GPU into CUDA graphs; a minute at the start)."""
     seed: int = 0
     """Decides initial weights, data order and augmentation."""
@@ -203,8 +204,11 @@ def recipe_from_dict(values: dict[str, Any]) -> Recipe:
     return _from_dict(Recipe, values, "recipe")
 
 
+_hints = cache(get_type_hints)  # slow, and a study makes hundreds of recipes
+
+
 def _from_dict(cls: type, values: dict[str, Any], where: str) -> Any:
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     if not isinstance(values, dict):
         raise ValueError(f"{where} must be an object with the fields {', '.join(hints)}; got {values!r}")
     if unknown := sorted(set(values) - set(hints)):
