@@ -23,8 +23,8 @@ def _voc_animals() -> Recipe:
     return replace(
         base,
         name="voc-animals-study",
-        summary="EMANet head, 320 px, 800 iterations, trainaug → val",
-        optim=replace(base.optim, iterations=800),
+        summary="EMANet head, 320 px, 600 iterations, trainaug → val",
+        optim=replace(base.optim, iterations=600),
         evaluation=replace(base.evaluation, every=0, batch_size=1, scales=(1.0,), flip=False),
     )
 
