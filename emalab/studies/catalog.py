@@ -13,6 +13,7 @@ from emalab.studies.config import Cell, Study, family
 __all__ = ["get_study", "studies", "study_names"]
 
 _ITERATIONS = (1, 2, 3, 4, 6, 8)
+_AT_TEST = (*_ITERATIONS, 16)
 _HEADLINE = 5  # seeds of the rows that conclusions hang on
 
 Axes = dict[str, tuple[str, Sequence[Cell]]]
@@ -68,11 +69,10 @@ def _maintenance() -> list[Cell]:
     ]
 
 
-def _iterations() -> list[Cell]:
-    """Every number of iterations in training, scored with every number and with enough to converge."""
+def _iterations(at_test: Sequence[int]) -> list[Cell]:
+    """Every number of iterations in training, scored with further ones at test."""
     path = "model.ema.num_iters"
-    at_test = {f"T={count}": {path: count} for count in (*_ITERATIONS, 16)}
-    return _cells(path, "T", _ITERATIONS, evaluations=at_test)
+    return _cells(path, "T", _ITERATIONS, evaluations={f"T={count}": {path: count} for count in at_test})
 
 
 def _gradient() -> list[Cell]:
@@ -86,13 +86,13 @@ def _gradient() -> list[Cell]:
     ]
 
 
-def _em_axes(bases: Sequence[int], scales: Sequence[float]) -> Axes:
-    """The axes of EM itself, which need no particular data."""
+def _em_axes(bases: Sequence[int], scales: Sequence[float], at_test: Sequence[int]) -> Axes:
+    """The axes of EM itself, which need no particular data; ``at_test`` are further T of the trained networks."""
     learned = {"model.ema.learn_scale": True, "model.ema.grad": "last"}
     return {
         "maintenance": ("how the initial bases live from batch to batch", _maintenance()),
         "norm": ("how bases are normalized within EM", _cells("model.ema.norm", "norm", ("l2", "layer", "none"))),
-        "iterations": ("T in training and, with the same weights, T at test", _iterations()),
+        "iterations": ("T in training and, with the same weights, T at test", _iterations(at_test)),
         "bases": ("the number of bases K", _cells("model.ema.num_bases", "K", bases)),
         "scale": (
             "λ, fixed or learned; the gradient that learning needs goes through the last iteration",
@@ -136,14 +136,16 @@ def _batches(base: Recipe) -> list[Cell]:
     ]
 
 
-def _photographs(name: str, summary: str, base: Recipe, tuned: str) -> list[Study]:
+def _photographs(name: str, summary: str, base: Recipe, tuned: str, *, one_size: bool) -> list[Study]:
+    """All axes. A trained network is scored again, under other settings, where images of one size make that cheap."""
     axes: Axes = {
         "heads": ("the context head, each at its own learning rate", _heads(_tuned(tuned))),
-        **_em_axes((4, 8, 16, 32, 64, 128, 256), (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)),
+        **_em_axes((4, 8, 16, 32, 64, 128, 256), (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0), _AT_TEST if one_size else ()),
         "channels": ("channels of the features that EM works on", _cells("model.channels", "C", (256, 512))),
-        "stride": ("output stride in training and, with the same weights, at test", _strides()),
         "batch": ("images in a batch, and so in the mean that moves the bases; all see as many in all", _batches(base)),
     }
+    if one_size:
+        axes["stride"] = ("output stride in training and, with the same weights, at test", _strides())
     return family(name, summary, base, axes)
 
 
@@ -151,7 +153,7 @@ def _generated() -> list[Study]:
     base = _shapes()
     axes: Axes = {
         "heads": ("the context head", _heads({"ema": base.optim.lr})),
-        **_em_axes((2, 4, 8, 16, 32), (0.25, 1.0, 4.0, 16.0)),
+        **_em_axes((2, 4, 8, 16, 32), (0.25, 1.0, 4.0, 16.0), _AT_TEST),
     }
     return family("shapes", "all axes on generated scenes, without a GPU", base, axes)
 
@@ -171,8 +173,10 @@ def studies() -> dict[str, list[Study]]:
     families = [
         [_tiny()],
         _generated(),
-        _photographs("voc-animals", "all axes on VOC's images with animals", _voc_animals(), "voc-animals-lite2"),
-        _photographs("camvid", "all axes on CamVid", _camvid(), "camvid-lite2"),
+        _photographs(
+            "voc-animals", "all axes on VOC's images with animals", _voc_animals(), "voc-animals-lite2", one_size=False
+        ),
+        _photographs("camvid", "all axes on CamVid", _camvid(), "camvid-lite2", one_size=True),
     ]
     return {members[0].family: members for members in families}
 
