@@ -2,7 +2,7 @@
 
     python book/measure_bases.py --data-root DATA
 
-writes ``book/results/voc-animals-bases.json``, which the chapter "What the bases see" reads. A minute on one core.
+writes ``book/results/voc-animals-bases.json``, which the chapter "What the bases see" reads. Two minutes on one core.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ class Found:
     """Sums over positions, weighted with responsibilities, (groups, 5); see the record's words."""
     labels: Tensor
     """(n,)"""
+    relabeled: dict[str, Tensor]
+    """Positions whose predicted label changes with other bases, (n,) bool."""
     inputs: dict[str, Tensor]
     """What a class may be read from, (n, c) each."""
 
@@ -106,7 +108,16 @@ def look(
     tables["labels_of_bases"] = contingency(z.argmax(dim=1), flat, len(bases), count[1])
     tables["confusion"] = contingency(predicted, flat, count[1], count[1])
     inputs = {"responsibilities": z.log(), "reconstruction": rebuilt, "features": x}
-    return Found(figures, tables, z.mean(dim=0), outline, flat, inputs)
+    stored, changed = model.context.bases, {}
+    one_of_each = torch.stack(
+        [stored[groups == g].mean(dim=0) for g in groups.unique()]
+    )
+    others = {"exact copies": one_of_each[groups], "one of each": one_of_each}
+    for name, model.context.bases in others.items():
+        again = look_inside(model, image[None]).logits[0].argmax(dim=0)
+        changed[name] = again.flatten() != predicted
+    model.context.bases = stored
+    return Found(figures, tables, z.mean(dim=0), outline, flat, changed, inputs)
 
 
 def readable(inputs: Tensor, labels: Tensor, fold: Tensor, classes: int) -> list[float]:
@@ -168,7 +179,9 @@ def main(arguments: Arguments) -> None:
         "of bases claims a position of each class. Readable: nats that a linear readout knows about the class, and "
         "about foreground or background; fitted to every other image, judged on the rest, and the other way round. Outline: of each group, "
         "the sum over positions of its responsibility, of that where the mask of the predicted foreground has a "
-        "gradient, of responsibility times the gradient's length, and times its part to the right and down, outwards.",
+        "gradient, of responsibility times the gradient's length, and times its part to the right and down, outwards. "
+        "Relabeled: share of positions whose predicted label changes if the stored bases of each group are replaced by "
+        "copies of their mean, and if the mean alone is kept.",
         "checkpoint": DEFAULT_WEIGHTS,
         "data": f"{data.spec.name} val, {len(data)} images, each at its own size",
         "threshold": THRESHOLD,
@@ -181,6 +194,10 @@ def main(arguments: Arguments) -> None:
             name: [image.figures[name] for image in found] for name in found[0].figures
         },
         "tables": {name: table(name) for name in found[0].tables},
+        "relabeled": {
+            name: torch.cat([f.relabeled[name] for f in found]).double().mean().item()
+            for name in found[0].relabeled
+        },
         "outline": sum(image.outline for image in found).tolist(),
         "readable": {name: nats(name) for name in found[0].inputs},
         "commit": git_commit(),
