@@ -17,7 +17,8 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from emalab import Segmenter
+from emalab import Segmenter, em_attention
+from emalab.bases import initial_bases
 from emalab.data import Sample, load_dataset
 from emalab.inspection import (
     contingency,
@@ -37,6 +38,8 @@ from emalab.results import environment, git_commit, write_record
 from emalab.segmenter import DEFAULT_WEIGHTS
 
 THRESHOLD = 0.95
+NUMBERS = (4, 8, 16, 32, 64, 128, 256)
+SCALES = (0.5, 1.0, 2.0, 4.0)
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,8 @@ def look(
         [stored[groups == g].mean(dim=0) for g in groups.unique()]
     )
     others = {"exact copies": one_of_each[groups], "one of each": one_of_each}
-    for name, model.context.bases in others.items():
+    for name, substitute in others.items():
+        model.context.bases = substitute
         again = look_inside(model, image[None]).logits[0].argmax(dim=0)
         changed[name] = again.flatten() != predicted
     model.context.bases = stored
@@ -156,6 +160,28 @@ def readable(inputs: Tensor, labels: Tensor, fold: Tensor, classes: int) -> list
     ]
 
 
+def sweep(images: list[Tensor], num_iters: int = 10) -> list[dict[str, float]]:
+    """EM from so many random bases with each λ: means over the features (n, c) of several images."""
+    torch.manual_seed(0)
+    start = initial_bases(max(NUMBERS), images[0].shape[-1])
+    rows = []
+    for scale in SCALES:
+        for number in NUMBERS:
+            distinct, errors = [], []
+            for x in images:
+                output = em_attention(
+                    x[None], start[:number], num_iters=num_iters, scale=scale
+                )
+                found = distinct_bases(output.bases[0], THRESHOLD)
+                distinct.append(int(found.max()) + 1)
+                errors.append(error_up_to_scale(x, output.reconstruction[0]).item())
+            row = {"scale": scale, "bases": number, "images": len(images)}
+            row["distinct_bases"] = sum(distinct) / len(images)
+            row["error_up_to_scale"] = sum(errors) / len(images)
+            rows.append(row)
+    return rows
+
+
 def main(arguments: Arguments) -> None:
     """Make the record."""
     model = Segmenter.from_pretrained()
@@ -181,7 +207,8 @@ def main(arguments: Arguments) -> None:
         "the sum over positions of its responsibility, of that where the mask of the predicted foreground has a "
         "gradient, of responsibility times the gradient's length, and times its part to the right and down, outwards. "
         "Relabeled: share of positions whose predicted label changes if the stored bases of each group are replaced by "
-        "copies of their mean, and if the mean alone is kept.",
+        "copies of their mean, and if the mean alone is kept. Sweep: every tenth image, ten iterations of EM from "
+        "random bases.",
         "checkpoint": DEFAULT_WEIGHTS,
         "data": f"{data.spec.name} val, {len(data)} images, each at its own size",
         "threshold": THRESHOLD,
@@ -198,6 +225,7 @@ def main(arguments: Arguments) -> None:
             name: torch.cat([f.relabeled[name] for f in found]).double().mean().item()
             for name in found[0].relabeled
         },
+        "sweep": sweep([image.inputs["features"] for image in found[::10]]),
         "outline": sum(image.outline for image in found).tolist(),
         "readable": {name: nats(name) for name in found[0].inputs},
         "commit": git_commit(),
