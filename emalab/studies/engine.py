@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
@@ -114,7 +115,8 @@ def run_study(study: Study, out: Path, options: StudyOptions, say: Callable[[str
         OSError: ``out`` cannot be written.
         ValueError: ``out`` holds the records of other recipes.
     """
-    say = say or (lambda line: print(line, file=sys.stderr, flush=True))
+    if say is None:
+        say = partial(print, file=sys.stderr, flush=True)
     folder = StudyFolder(out)
     folder.check_writable()
     for path in folder.set_corrupt_aside(study.runs(options.only)):
@@ -141,8 +143,8 @@ def run_study(study: Study, out: Path, options: StudyOptions, say: Callable[[str
     try:
         for helper in helpers:
             helper.start()
-        for helper in helpers:
-            helper.join()
+        while any(helper.is_alive() for helper in helpers):
+            time.sleep(0.1)  # a thread that waits for another hears no signal that a third one got
     finally:  # after Ctrl-C, too
         agenda.close()
         for slot, helper in zip(workers, helpers, strict=True):
