@@ -1,0 +1,589 @@
+"""Studies: what a study is, what its folder survives, and what its summary says."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from tiny import scenes, tiny_recipe
+
+from emalab.checkpoints import load_segmenter
+from emalab.cli import main
+from emalab.data import DataError, load_dataset
+from emalab.data.memory import InMemory
+from emalab.evaluation import evaluate
+from emalab.recipes import Recipe, recipe_from_dict
+from emalab.segmenter import build_segmenter
+from emalab.studies import Cell, Run, Study, StudyFolder, StudyOptions, engine, execution, family, override, run_study
+from emalab.studies.catalog import get_study, studies
+from emalab.studies.folder import CorruptRecordError
+from emalab.studies.summary import (
+    bootstrap_interval,
+    format_summary,
+    paired_difference,
+    score,
+    summarize,
+    summary_to_dict,
+)
+from emalab.studies.worker import Answer, LocalWorker, Task, Worker
+from emalab.trainer import Trainer
+
+CPU = StudyOptions(accelerator="cpu")
+FROZEN = {"model.ema.maintenance": "frozen"}
+
+
+def base(iterations: int = 2) -> Recipe:
+    """Two steps of two crops of 32×32."""
+    recipe = tiny_recipe(optim={"iterations": iterations, "batch_size": 2}, name="tiny")
+    return replace(recipe, evaluation=replace(recipe.evaluation, batch_size=50))
+
+
+def tiny_study(*cells: Cell, iterations: int = 2) -> Study:
+    return Study("tiny", "", base(iterations), cells or (Cell("base", seeds=2), Cell("frozen", FROZEN, seeds=2)))
+
+
+@pytest.fixture(autouse=True)
+def _few_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six scenes to learn from and to be scored on: the same for every run in this process."""
+    monkeypatch.setattr(execution, "load_dataset", lambda name, split, root: scenes(6, split))
+
+
+class Said(list[str]):
+    """What a study says."""
+
+    def __call__(self, line: str) -> None:
+        self.append(line)
+
+
+def run_tiny(study: Study, out: Path, **options: Any) -> tuple[engine.Outcome, Said]:
+    said = Said()
+    return run_study(study, out, replace(CPU, **options), said), said
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+class TestStudy:
+    def test_override(self) -> None:
+        changed = override(base(), {"model.ema.num_bases": 16, "optim.lr": 0.5})
+        assert (changed.model.ema.num_bases, changed.optim.lr) == (16, 0.5)
+        assert replace(changed, optim=base().optim, model=base().model) == base()
+        for path in ("model.ema.bases", "model.nothing.at", "optim.lr.peak", "speed"):
+            with pytest.raises(ValueError, match=f"a recipe has no field '{path}'"):
+                override(base(), {path: 1})
+        with pytest.raises(ValueError, match="must be one of stop, last, unroll"):
+            override(base(), {"model.ema.grad": "full"})
+
+    def test_seed_0_of_every_cell_comes_first(self) -> None:
+        study = tiny_study(
+            Cell("base", seeds=3), Cell("frozen", FROZEN, seeds=1), Cell("K=4", {"model.ema.num_bases": 4})
+        )
+        assert [(run.cell.label, run.recipe.seed) for run in study.runs()] == [
+            *(("base", 0), ("frozen", 0), ("K=4", 0)),
+            *(("base", 1), ("K=4", 1), ("base", 2), ("K=4", 2)),
+        ]
+        assert [run.name for run in study.runs(["K=4"])] == [f"tiny-num-bases-4-seed{seed}" for seed in range(3)]
+        with pytest.raises(ValueError, match="no cell 'frosen'; did you mean 'frozen'"):
+            study.runs(["frosen"])
+
+    @pytest.mark.parametrize(
+        ("cells", "message"),
+        [
+            ([Cell("a", FROZEN)], "needs a cell without changes"),
+            ([Cell("a"), Cell("a", FROZEN)], "two cells with the label 'a'"),
+            ([Cell("a"), Cell("b", {"model.ema.num_bases": 8})], "two cells with the recipe"),
+            ([Cell("a", seeds=0)], "a has 0 seeds"),
+            ([Cell("a", evaluations={"x": {"optim.lr": 1}})], "evaluation 'x' of a changes optim.lr"),
+            ([Cell("a", evaluations={"x": {"model.size": 1}})], "no field 'model.size'"),
+        ],
+    )
+    def test_refuses_what_cannot_be_compared(self, cells: list[Cell], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            tiny_study(*cells)
+
+    def test_a_family_trains_a_recipe_once(self) -> None:
+        """K=8 is the base of this network: one run, with the seeds and evaluations of both axes."""
+        at_test = {"T=1": {"model.ema.num_iters": 1}}
+        cells = [Cell(f"K={k}", {"model.ema.num_bases": k}, seeds=1) for k in (4, 8)]
+        whole, bases, iterations = family(
+            "tiny", "", base(), {"bases": ("", cells), "iterations": ("", [Cell("T=3", evaluations=at_test, seeds=5)])}
+        )
+        assert [study.name for study in (whole, bases, iterations)] == ["tiny", "tiny-bases", "tiny-iterations"]
+        assert {run.name for run in whole.runs()} == {run.name for s in (bases, iterations) for run in s.runs()}
+        shared = bases.baseline
+        assert (shared.label, shared.seeds, shared.evaluations) == ("K=8", 5, at_test)
+        assert iterations.recipe(iterations.baseline) == bases.recipe(shared) == whole.recipe(whole.baseline)
+
+
+class TestCatalog:
+    def test_names_and_recipes_belong_together(self) -> None:
+        """Else two cells would share a record."""
+        for members in studies().values():
+            recipes: dict[str, Recipe] = {}
+            for study in members:
+                assert study.family == members[0].family
+                for run in study.runs():
+                    assert recipes.setdefault(run.name, run.recipe) == run.recipe
+            assert {run.name for run in members[0].runs()} == recipes.keys()
+            assert all("/" not in name and " " not in name for name in recipes)
+
+    def test_every_network_can_be(self) -> None:
+        """Options that exclude each other would cost a run each."""
+        for study in (get_study("shapes"), get_study("camvid")):
+            for cell in study.cells:
+                model = study.recipe(cell).model
+                build_segmenter(replace(model, backbone="tiny", backbone_weights=None, output_stride=4, channels=8))
+
+    def test_heads_learn_at_their_own_rates(self) -> None:
+        study = get_study("voc-animals-heads")
+        assert {cell.label: study.recipe(cell).optim.lr for cell in study.cells} == {
+            **{"plain FCN": 1e-3, "non-local": 5e-4, "EMA": 1e-3},
+            **{"DeepLabV3": 1e-3, "PSP": 1e-3},
+        }
+        assert all(cell.seeds == 5 for cell in study.cells)
+
+    def test_batches_see_as_many_images(self) -> None:
+        study = get_study("camvid-batch")
+        optims = [study.recipe(cell).optim for cell in study.cells]
+        assert {optim.iterations * optim.batch_size for optim in optims} == {9600}
+
+
+class TestRuns:
+    def test_records_everything_once(self, tmp_path: Path) -> None:
+        at_test = {"T=3": {"model.ema.num_iters": 3}, "T=9": {"model.ema.num_iters": 9}}
+        study = tiny_study(Cell("base", evaluations=at_test, seeds=2), Cell("frozen", FROZEN, seeds=1), iterations=30)
+        outcome, said = run_tiny(study, tmp_path, keep_weights=True, commit="abc")
+        expected = ["tiny-seed0", "tiny-maintenance-frozen-seed0", "tiny-seed1"]
+        assert outcome.finished == expected
+        assert [line.split()[:2] for line in said] == [[f"{i}/3", f"{name}:"] for i, name in enumerate(expected, 1)]
+        record = json.loads((tmp_path / "records" / "tiny-seed0.json").read_text())
+        assert recipe_from_dict(record["recipe"]) == study.runs()[0].recipe
+        assert record["evaluations"]["T=3"] == record["scores"]["single scale"]
+        model = load_segmenter(tmp_path / "weights" / "tiny-seed0.pt")
+        model.context.num_iters = 9
+        assert record["evaluations"]["T=9"] == evaluate(model, scenes(6)).to_dict() != record["evaluations"]["T=3"]
+        assert (record["study"], record["cell"], record["commit"], record["changes"]) == ("tiny", "base", "abc", {})
+        assert record["seconds"]["run"] > record["seconds"]["training"] > 0
+        assert record["milliseconds_per_step"] > 0
+        assert [line["iteration"] for line in record["log"] if "loss" in line] == list(range(1, 31))
+        assert names(tmp_path / "weights") == sorted(f"{name}.pt" for name in expected)
+        assert names(tmp_path / "running") == []
+        assert run_tiny(study, tmp_path) == (engine.Outcome(), [])  # all is done
+
+    def test_equals_a_run_from_its_record(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """`emalab train --from-record`: the same recipe and seed, the same score."""
+        monkeypatch.setattr(execution, "load_dataset", load_dataset)
+        study = tiny_study(Cell("base", seeds=2))
+        run_tiny(study, tmp_path, commit="abc")
+        path = tmp_path / "records" / "tiny-seed1.json"
+        monkeypatch.chdir(tmp_path)
+        main(["train", "--from-record", str(path), "--accelerator", "cpu", "--no-progress"])
+        again = json.loads((tmp_path / "runs" / "tiny-seed1" / "record.json").read_text())
+        first = json.loads(path.read_text())
+        assert (again["recipe"], again["seed"], again["scores"]) == (first["recipe"], 1, first["scores"])
+        text = capsys.readouterr().out
+        assert "note: tiny-seed1.json was made by commit abc; this is " in text
+        assert f"recorded: {100 * first['scores']['single scale']['miou']:.2f}" in text
+
+    def test_leaves_nothing_in_memory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        trainers: list[weakref.ref[Trainer]] = []
+
+        def remembered(*arguments: Any) -> Trainer:
+            trainer = Trainer(*arguments)
+            trainers.append(weakref.ref(trainer))
+            return trainer
+
+        monkeypatch.setattr(execution, "Trainer", remembered)
+        threads = []
+        for seed in (0, 1):
+            worker = LocalWorker(Task(StudyFolder(tmp_path / str(seed)), {"accelerator": "cpu"}))
+            assert worker.perform(tiny_study().runs()[0]).ending == "done"
+            threads.append(len(list(Path("/proc/self/task").glob("*"))))
+        gc.collect()
+        assert [trainer() for trainer in trainers] == [None, None]
+        assert threads[1] <= threads[0]
+
+    def test_a_diverging_run_is_a_result(self, tmp_path: Path) -> None:
+        study = tiny_study(Cell("base", seeds=1), Cell("wild", {"optim.lr": 1e30}, seeds=1))
+        outcome, said = run_tiny(study, tmp_path)
+        assert outcome.diverged == ["tiny-lr-1e-30-seed0"]
+        assert said[1] == "2/2 tiny-lr-1e-30-seed0: diverged, which is a result"
+        record = json.loads((tmp_path / "records" / "tiny-lr-1e-30-seed0.json").read_text())
+        assert "the loss became" in record["diverged"]
+        assert record["scores"] == {}
+        assert run_tiny(study, tmp_path)[0] == engine.Outcome()  # not again
+        base_row, wild = summarize(study, StudyFolder(tmp_path).records(study))
+        assert (wild.diverged, wild.missing, wild.scores) == ([0], [], {})
+        assert "diverged: seed 0" in format_summary([base_row, wild])
+
+    def test_a_failing_run_does_not_stop_the_others(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        study, fit = tiny_study(), Trainer.fit
+
+        def breaks(trainer: Trainer) -> Any:
+            if trainer.recipe.seed == 0 and trainer.recipe.name == "tiny":
+                raise RuntimeError("a loose cable")
+            return fit(trainer)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Trainer, "fit", breaks)
+            outcome, said = run_tiny(study, tmp_path)
+        assert (outcome.failed, len(outcome.finished)) == (["tiny-seed0"], 3)
+        assert "failed: RuntimeError: a loose cable" in said[0]
+        failure = tmp_path / "failures" / "tiny-seed0.txt"
+        assert "in breaks" in failure.read_text()
+        folder = StudyFolder(tmp_path)
+        assert folder.failed(study) == ["tiny-seed0"]
+        (row, _) = summarize(study, folder.records(study), failed=folder.failed(study))
+        assert (row.failed, row.missing) == ([0], [0])
+        assert run_tiny(study, tmp_path)[0].finished == ["tiny-seed0"]  # again, and alone
+        assert not failure.exists()
+
+    def test_a_full_disk(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It loses the run that it meets, even its failure report, and nothing else."""
+
+        with monkeypatch.context() as patched:
+            for module, name in ((execution, "write_record"), (engine, "write_atomically")):
+                write = getattr(module, name)
+                patched.setattr(module, name, lambda path, content, write=write: full_or(write, path, content))
+            outcome, said = run_tiny(tiny_study(), tmp_path)
+        assert (outcome.failed, len(outcome.finished)) == (["tiny-seed0"], 3)
+        assert "No space left on device" in said[0]
+        assert "failures/tiny-seed0.txt cannot be written either" in said[0]
+        assert len(names(tmp_path / "records")) == 3
+        assert names(tmp_path / "running") == names(tmp_path / "failures") == []
+
+    def test_a_corrupt_record_is_set_aside_and_made_again(self, tmp_path: Path) -> None:
+        study = tiny_study(Cell("base", seeds=2))
+        run_tiny(study, tmp_path)
+        path, whole = tmp_path / "records" / "tiny-seed0.json", tmp_path / "records" / "tiny-seed1.json"
+        kept = whole.read_bytes()
+        for text in (path.read_text()[:500], "[]", "{}", '{"recipe": {"nothing": 1}, "seconds": {}, "diverged": ""}'):
+            path.write_text(text)
+            folder = StudyFolder(tmp_path)
+            with pytest.raises(CorruptRecordError, match=r"tiny-seed0\.json is not a record"):
+                folder.read(study.runs()[0])
+            assert folder.corrupt(study)[0] == "tiny-seed0.json"
+            assert len(folder.records(study)) == 1
+        outcome, said = run_tiny(study, tmp_path)
+        assert outcome.finished == ["tiny-seed0"]
+        assert "tiny-seed0.json.corrupt: not a record; set aside" in said[0]
+        assert StudyFolder(tmp_path).corrupt(study) == ["tiny-seed0.json.corrupt"]
+        assert whole.read_bytes() == kept
+
+    def test_records_of_another_recipe_are_refused(self, tmp_path: Path) -> None:
+        run_tiny(tiny_study(), tmp_path)
+        with pytest.raises(ValueError, match=r"is the record of another recipe .* --out"):
+            run_tiny(tiny_study(iterations=3), tmp_path)
+
+    def test_a_new_evaluation_trains_again(self, tmp_path: Path) -> None:
+        run_tiny(tiny_study(Cell("base", seeds=1)), tmp_path)
+        more = tiny_study(Cell("base", seeds=1, evaluations={"T=1": {"model.ema.num_iters": 1}}))
+        assert run_tiny(more, tmp_path)[0].finished == ["tiny-seed0"]
+
+    def test_shards_share_the_runs(self, tmp_path: Path) -> None:
+        study = get_study("voc-animals")
+        folder = StudyFolder(tmp_path)
+        plans = [engine.make_plan(study, folder, replace(CPU, shard=(index, 3))) for index in range(3)]
+        assert sorted(run.name for plan in plans for run in plan.runs) == sorted(run.name for run in study.runs())
+        assert max(len(plan.runs) for plan in plans) - min(len(plan.runs) for plan in plans) <= 1
+        with pytest.raises(ValueError, match="shard 3 of 3: it must be one of 0 to 2"):
+            StudyOptions(shard=(3, 3))
+
+    def test_a_deadline_that_leaves_no_time(self, tmp_path: Path) -> None:
+        study = tiny_study()
+        outcome, _ = run_tiny(study, tmp_path, deadline_seconds=100.0, seconds_per_run=101.0)
+        assert (len(outcome.postponed), outcome.finished) == (4, [])
+        run_tiny(study, tmp_path, only=("frozen",))  # from now on the folder knows how long a run takes
+        assert len(run_tiny(study, tmp_path, deadline_seconds=0.0, seconds_per_run=0.0)[0].postponed) == 2
+        outcome, _ = run_tiny(study, tmp_path, deadline_seconds=100.0, seconds_per_run=101.0)
+        assert (outcome.postponed, len(outcome.finished)) == ([], 2)
+
+    def test_plan_predicts_minutes(self, tmp_path: Path) -> None:
+        plan = engine.make_plan(tiny_study(), StudyFolder(tmp_path), replace(CPU, seconds_per_run=60.0))
+        assert (plan.states, plan.minutes(1), plan.minutes(3)) == (["missing"] * 4, 4.0, 2.0)
+        assert engine.make_plan(tiny_study(), StudyFolder(tmp_path), CPU).minutes(1) is None
+
+    def test_missing_data_are_told_before_anything_starts(self, tmp_path: Path) -> None:
+        study = get_study("camvid-norm")
+        with pytest.raises(DataError, match="camvid"):
+            run_tiny(study, tmp_path, data_root=tmp_path, processes=2)
+
+
+def full_or(write: Any, path: Path, content: Any) -> None:
+    """A disk that is full for the files of one run."""
+    if path.stem == "tiny-seed0":
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+    write(path, content)
+
+
+SCRIPT = """
+if __name__ == "__main__":
+    import pickle, sys
+    from pathlib import Path
+    from emalab.studies import StudyOptions, run_study
+    study = pickle.loads(Path("study").read_bytes())
+    run_study(study, Path("out"), StudyOptions(accelerator="cpu", processes=1), print)
+"""
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid:
+            found.append(int(path.parent.name))
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for(condition: Any, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+class TestProcesses:
+    @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+    def test_two_studies_in_one_folder_and_one_is_killed(self, tmp_path: Path) -> None:
+        """Two invocations at once, SIGKILL to one of them in the middle of a run, and a third that does the rest."""
+        study, out = tiny_study(iterations=100), tmp_path / "out"
+        (tmp_path / "study").write_bytes(pickle.dumps(study))
+        (tmp_path / "script.py").write_text(SCRIPT)
+        command, environment = [sys.executable, "script.py"], {**os.environ, "OMP_NUM_THREADS": "1"}
+        with (tmp_path / "said").open("w") as said:
+            killed, other = (
+                subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, env=environment, cwd=tmp_path)
+                for _ in range(2)
+            )
+            wait_for(lambda: len(names(out / "running")) == 2 or killed.poll() is not None)
+            workers = children(killed.pid)
+            killed.send_signal(signal.SIGKILL)
+            killed.wait()
+            assert other.wait(timeout=60) == 0, (tmp_path / "said").read_text()
+        wait_for(lambda: not any(map(alive, workers)), 10)
+        records = {path.name: path.read_bytes() for path in (out / "records").iterdir()}
+        done = [line.split()[1] for line in (tmp_path / "said").read_text().splitlines() if ": done" in line]
+        assert len(done) == len(set(done)) == len(records) >= 3  # 4 if the other one came by the killed run later
+        outcome, _ = run_tiny(study, out)
+        assert len(outcome.finished) == 4 - len(records)
+        assert {path.name: path.read_bytes() for path in (out / "records").iterdir() if path.name in records} == records
+        assert len(StudyFolder(out).records(study)) == 4
+        assert names(out / "running") == []
+
+    def test_a_worker_that_dies(self, tmp_path: Path) -> None:
+        worker = Worker(Task(StudyFolder(tmp_path), {"accelerator": "cpu"}))
+        killer = Thread(target=lambda: (time.sleep(0.5), os.kill(worker.pid or 0, signal.SIGKILL)))
+        killer.start()
+        answer = worker.perform(tiny_study().runs()[0])
+        killer.join()
+        assert answer.ending == "died"
+        assert "the process that ran tiny-seed0 was killed by SIGKILL; did the machine run out of memory?" in answer.why
+        worker.stop()
+
+    def test_a_dead_worker_is_replaced(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        started: list[Any] = []
+
+        class Mortal(LocalWorker):
+            def __init__(self, task: Task) -> None:
+                super().__init__(task)
+                started.append(self)
+
+            def perform(self, run: Run) -> Answer:
+                return Answer("died", "killed by SIGSEGV") if len(started) == 1 else super().perform(run)
+
+        monkeypatch.setattr(engine, "Worker", Mortal)
+        outcome, said = run_tiny(tiny_study(), tmp_path, processes=1)
+        assert (outcome.failed, len(outcome.finished), len(started)) == (["tiny-seed0"], 3, 2)
+        assert (tmp_path / "failures" / "tiny-seed0.txt").read_text() == "killed by SIGSEGV"
+        assert said[0] == "1/4 tiny-seed0: failed: killed by SIGSEGV"
+
+    def test_an_interruption_ends_the_workers(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        stopped = []
+
+        class Endless:
+            def __init__(self, task: Task) -> None:
+                self.going = True
+
+            def perform(self, run: Run) -> Answer:
+                signal.raise_signal(signal.SIGINT)
+                while self.going:
+                    time.sleep(0.01)
+                return Answer("died", "killed")
+
+            def stop(self) -> None:
+                self.going = False
+                stopped.append(self)
+
+        monkeypatch.setattr(engine, "Worker", Endless)
+        with pytest.raises(KeyboardInterrupt):
+            run_tiny(tiny_study(), tmp_path, processes=1)
+        assert stopped
+        assert names(tmp_path / "failures") == []
+
+
+class TestInMemory:
+    def test_decodes_once_and_gives_copies(self) -> None:
+        source = scenes(3)
+        held = InMemory(source)
+        held.fill(threads=2)
+        held._dataset = None  # type: ignore[assignment]  # it is not needed again
+        for index in (0, -1, 2):
+            sample, expected = held[index], source[range(3)[index]]
+            assert torch.equal(sample.image, expected.image)
+            assert torch.equal(sample.mask, expected.mask)
+            assert (type(sample.image), type(sample.mask)) == (type(expected.image), type(expected.mask))
+            assert sample.image.stride() == expected.image.stride()
+        held[0].image.zero_()
+        assert held[0].image.any()
+        with pytest.raises(IndexError):
+            held[3]
+
+
+def record(name: str, seed: int, miou: float | None, **evaluations: float) -> dict[str, Any]:
+    return {
+        "recipe": {"name": name},
+        "seed": seed,
+        "scores": {"single scale": {"miou": miou}},
+        "evaluations": {label: {"miou": value} for label, value in evaluations.items()},
+        "commit": "abc",
+        "device": "pocket calculator",
+    }
+
+
+class TestSummary:
+    def test_interval_by_hand(self) -> None:
+        """Two values have four equally likely resamples: means 1, 2, 2 and 3."""
+        assert bootstrap_interval([1.0, 3.0])[:3] == (2.0, 1.0, 3.0)
+        assert bootstrap_interval([1.0, 3.0], level=0.4)[:3] == (2.0, 2.0, 2.0)
+        mean, low, high, count = bootstrap_interval([0.5])
+        assert (mean, count) == (0.5, 1)
+        assert np.isnan([low, high, bootstrap_interval([]).mean]).all()
+
+    def test_interval_against_scipy(self) -> None:
+        values = np.random.default_rng(1).normal(size=12)
+        ours = bootstrap_interval(list(values))
+        theirs = scipy.stats.bootstrap(
+            (values,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(2)
+        ).confidence_interval
+        assert ours[1:3] == pytest.approx(tuple(theirs), abs=0.03)
+        assert ours.mean == pytest.approx(values.mean())
+        assert ours == bootstrap_interval(list(values))
+
+    def test_differences_are_paired(self) -> None:
+        """Seeds differ by far more than cells do, and seed 2 has no partner."""
+        mean, low, high, count = paired_difference({0: 0.5, 1: 0.7, 2: 0.1}, {0: 0.4, 1: 0.6, 3: 0.9})
+        assert (mean, low, high) == pytest.approx((0.1, 0.1, 0.1))
+        assert count == 2
+
+    def test_of_a_study(self) -> None:
+        at_test = {"T=9": {"model.ema.num_iters": 9}}
+        study = tiny_study(Cell("base", evaluations=at_test, seeds=2), Cell("frozen", FROZEN, seeds=3))
+        frozen = "tiny-maintenance-frozen"
+        records = [
+            *(record("tiny", 0, 0.5, **{"T=9": 0.6}), record("tiny", 1, 0.6, **{"T=9": 0.8})),
+            *(record(frozen, 1, 0.7), {**record(frozen, 2, 0.0), "diverged": "the loss became nan"}),
+            record("of-another-study", 0, 0.0),
+        ]
+        base_row, row = summarize(study, records, failed=[f"{frozen}-seed0"])
+        assert base_row.mean[:3] == pytest.approx((0.55, 0.5, 0.6))
+        assert np.isnan(base_row.difference.mean)
+        assert (row.scores, row.missing, row.diverged, row.failed) == ({1: 0.7}, [0], [2], [0])
+        assert (row.difference.mean, row.difference.num_values) == (pytest.approx(0.1), 1)
+        (at_nine,) = summarize(study, records, "T=9")
+        assert at_nine.scores == {0: 0.6, 1: 0.8}
+        table = format_summary([base_row, row]).splitlines()
+        assert table[1].split() == ["base", "2", "55.00", "50.00", "…", "60.00"]
+        assert table[2].split()[:4] == ["frozen", "1", "70.00", "+10.00"]
+        assert table[2].endswith("diverged: seed 2; failed: seed 0")
+        with pytest.raises(ValueError, match="no evaluation 'T=8'; there are: T=9"):
+            summarize(study, records, "T=8")
+        plain = json.loads(json.dumps(summary_to_dict(study, records), allow_nan=False))
+        assert plain["scores"]["T=9"][0]["mean"]["mean"] == pytest.approx(0.7)
+        assert plain["scores"]["single scale"][0]["difference"]["mean"] is None
+
+    def test_score(self) -> None:
+        assert score(record("tiny", 0, 0.5, a=0.25)) == 0.5
+        assert score(record("tiny", 0, 0.5, a=0.25), "a") == 0.25
+        assert score(record("tiny", 0, 0.5), "b") is None
+        assert score(record("tiny", 0, None)) is None
+
+
+class TestCommand:
+    """`emalab study`."""
+
+    def test_list_and_help(self, capsys: pytest.CaptureFixture[str]) -> None:
+        for words, code in ((["--list"], 0), ([], 2)):
+            with pytest.raises(SystemExit) as stopped:
+                main(["study", *words])
+            assert stopped.value.code == code
+            text = capsys.readouterr().out
+            assert all(f"\n  {study.name} " in text for members in studies().values() for study in members)
+
+    def test_plan_then_summary(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        out = ["--out", str(tmp_path), "--accelerator", "cpu"]
+        main(["study", "shapes-tiny", *out, "--dry-run", "--seconds-per-run", "30", "--devices", "1"])
+        text = capsys.readouterr().out
+        assert "frozen          seed 0 missing, 1 missing, 2 missing" in text
+        assert "6 runs, 0 done, 6 missing: 3.0 minutes on 1 at a time" in text
+        main(["study", "shapes-tiny", *out, "--summary"])
+        assert "0 of 6 runs have a record" in capsys.readouterr().out
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["shapes-tinny"], "no study 'shapes-tinny'; did you mean shapes-tiny"),
+            (["shapes-tiny", "--shard", "2"], "--shard is I/N"),
+            (["shapes-tiny", "--shard", "2/2"], "shard 2 of 2"),
+            (["shapes-tiny", "--devices", "0"], "--devices 0: there are "),
+            (["shapes-tiny", "--only", "frosen", "--dry-run"], "did you mean 'frozen'"),
+            (["shapes-tiny", "--summary", "--evaluation", "T=2"], "no evaluation 'T=2'; there are: T=1"),
+        ],
+    )
+    def test_mistakes(self, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as stopped:
+            main(["study", *words, *(["--accelerator", "cpu"])])
+        assert stopped.value.code == 1
+        assert message in capsys.readouterr().err
+
+    def test_from_a_file_that_is_no_record(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for name, text, message in (
+            ("gone.json", None, "no record at "),
+            ("cut.json", '{"recipe"', "is not a result record"),
+            ("other.json", "{}", "is not the record of a run: it has no recipe"),
+            ("new.json", '{"recipe": {"magic": 1}}', "recipe has no field 'magic'"),
+        ):
+            if text is not None:
+                (tmp_path / name).write_text(text)
+            with pytest.raises(SystemExit):
+                main(["train", "--from-record", str(tmp_path / name)])
+            assert message in capsys.readouterr().err
