@@ -61,7 +61,11 @@ class Ceilings:
 
 @dataclass(frozen=True)
 class Row:
-    """One method at one size: seconds (median), the floor and the error. Without seconds, ``failure`` says why."""
+    """One method at one size: seconds (median), the floor and the error. Without seconds, ``failure`` says why.
+
+    ``seconds`` are those of a call from Python. Where the device has less to do than the host, ``replayed`` is shorter:
+    the seconds of the same from a CUDA graph, which the host starts at once.
+    """
 
     method: Method
     size: Size
@@ -70,6 +74,7 @@ class Row:
     seconds: float | None = None
     error: float | None = None
     memory: int | None = None  # bytes at the peak beyond inputs; None on a CPU
+    replayed: float | None = None  # None on a CPU, and of what no graph can record
     failure: str | None = None
 
 
@@ -126,14 +131,17 @@ def _measure(method: Method, size: Size, device: torch.device, ceilings: Ceiling
         found = found[..., : expected.shape[-2], :].double()
         error = float((found - expected).norm() / expected.norm())
         del found, expected
-        memory = None
+        memory = replayed = None
         if device.type == "cuda":
             torch.cuda.synchronize(device)
             before = torch.cuda.memory_allocated(device)
             torch.cuda.reset_peak_memory_stats(device)
             run()
             memory = torch.cuda.max_memory_allocated(device) - before
-        return row(seconds=time_of(run, device, seconds), error=error, memory=memory)
+        called = time_of(run, device, seconds)
+        if device.type == "cuda":
+            replayed = _replayed(run, device, seconds)
+        return row(seconds=called, error=error, memory=memory, replayed=replayed)
     except (RuntimeError, ValueError) as failure:  # out of memory, no kernel here: a row without a time
         return row(failure=str(failure).strip().split("\n")[0])
 
@@ -183,6 +191,18 @@ def _times(run: Callable[[], object], device: torch.device, seconds: float) -> l
         return _recorded(run, seconds)
 
 
+def _replayed(run: Callable[[], object], device: torch.device, seconds: float) -> float | None:
+    """Median seconds of a CUDA graph of the call; None if it cannot be recorded."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.device(device):
+        try:
+            with torch.cuda.graph(graph):
+                run()
+        except RuntimeError:
+            return None
+    return time_of(graph.replay, device, seconds)
+
+
 def _clocked(run: Callable[[], object], seconds: float) -> list[float]:
     run()
     times: list[float] = []
@@ -213,25 +233,30 @@ def _recorded(run: Callable[[], object], seconds: float) -> list[float]:
 
 
 def format_table(rows: Sequence[Row], ceilings: Ceilings) -> str:
-    """Aligned text: sizes, method, time, floor and what binds it, the part of the floor that is reached, error."""
+    """Aligned text: sizes, method, times, floor and what binds it, the part of the floor that is reached, error.
+
+    What is reached is that of the replayed call, where there is one.
+    """
     lines = [f"copy {ceilings.bandwidth / 1e9:.0f} GB/s"]
     lines[0] += "".join(f", {name} product {rate / 1e12:.2f} TFLOP/s" for name, rate in ceilings.arithmetic.items())
-    head = ("b", "n", "k", "c", "T", "type", "method", "ms", "floor ms", "reached", "bound", "error", "MB")
+    head = ("b", "n", "k", "c", "T", "type", "method", "ms", "replayed", "floor ms", "reached", "bound", "error", "MB")
     table: list[tuple[str, ...]] = [head]
     for row in rows:
         size = row.size
         names = (*map(str, (size.b, size.n, size.k, size.c, size.iterations)), size.dtype, row.method)
         floor = f"{1000 * row.floor:.4f}"
         if row.seconds is None:
-            table.append((*names, "–", floor, "–", row.bound, "–", "–"))
+            table.append((*names, "–", "–", floor, "–", row.bound, "–", "–"))
             continue
+        replayed = "–" if row.replayed is None else f"{1000 * row.replayed:.4f}"
+        reached = f"{row.floor / (row.replayed or row.seconds):.0%}"
         memory = "–" if row.memory is None else f"{row.memory / 1e6:.1f}"
-        found = (f"{1000 * row.seconds:.4f}", floor, f"{row.floor / row.seconds:.0%}", row.bound, f"{row.error:.0e}")
+        found = (f"{1000 * row.seconds:.4f}", replayed, floor, reached, row.bound, f"{row.error:.0e}")
         table.append((*names, *found, memory))
     widths = [max(len(cells[i]) for cells in table) for i in range(len(head))]
     for cells in table:
         sized = enumerate(zip(cells, widths, strict=True))
-        text = (cell.ljust(width) if i in (5, 6, 10) else cell.rjust(width) for i, (cell, width) in sized)
+        text = (cell.ljust(width) if i in (5, 6, 11) else cell.rjust(width) for i, (cell, width) in sized)
         lines.append("  ".join(text).rstrip())
     failures = dict.fromkeys(f"{row.method}: {row.failure}" for row in rows if row.failure)
     return "\n".join([*lines, *failures])

@@ -74,6 +74,18 @@ class TestBenchmark:
         assert 0 < row.error < 1e-5
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_calls_are_replayed() -> None:
+    size = Size(1, 400, 16, 64, 2, "bfloat16")
+    ceilings = Ceilings(1e12, {"bfloat16": 1e14})
+    methods = ("em-torch", "em-compiled", "non-local-explicit", "non-local-sdpa")
+    for row in benchmark([size], methods, torch.device("cuda"), 0.01, ceilings):
+        assert row.failure is None
+        assert row.memory > 0
+        assert 0 < row.replayed < row.seconds
+
+
 class TestMeasuring:
     def test_time_is_that_of_a_call(self) -> None:
         assert 0.01 <= time_of(lambda: time.sleep(0.01), CPU, 0.05) < 0.05
@@ -92,8 +104,13 @@ class TestTable:
         ]
         title, head, *lines = format_table(rows, CEILINGS).splitlines()
         assert title == "copy 1 GB/s, float32 product 0.01 TFLOP/s"
-        assert lines[0].split()[6:] == ["em-torch", "2.0000", "1.0000", "50%", "bandwidth", "1e-06", "12.0"]
+        assert lines[0].split()[6:] == ["em-torch", "2.0000", "–", "1.0000", "50%", "bandwidth", "1e-06", "12.0"]
         assert len({line.index(row.bound) for line, row in zip(lines, rows, strict=True)} | {head.index("bound")}) == 1
+
+    def test_what_is_reached_is_that_of_the_device(self) -> None:
+        row = Row("em-torch", SMALL, 0.001, "bandwidth", 0.004, 1e-6, 0, replayed=0.002)
+        cells = format_table([row], CEILINGS).splitlines()[-1].split()
+        assert cells[7:11] == ["4.0000", "2.0000", "1.0000", "50%"]
 
 
 class TestCommand:

@@ -35,9 +35,10 @@ def run(
 ) -> None:
     """Time EM attention and non-local attention, beside the least that moving the data and computing must take.
 
-    Every method is first checked against float64. On a GPU the times are medians of CUDA events with an empty cache;
-    on a CPU, of its clock. "reached" is the part of the floor, from a copy and a matrix product measured here;
-    the book's chapter "What attention costs" derives it.
+    Every method is first checked against float64. On a GPU the times are medians of CUDA events with an empty cache,
+    called from Python and replayed from a CUDA graph, which shows what the host costs; on a CPU, of its clock.
+    "reached" is the part of the floor, from a copy and a matrix product measured here; the book's chapter "What
+    attention costs" derives it.
 
     Args:
         positions: N, pixels of the feature map; by default 1089 4225 16641 on a GPU, and 289 1089 elsewhere.
