@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Subset
 from tqdm.auto import tqdm
 
 from emalab.data import LabeledImages, Sample
-from emalab.data.loader import keep_inherited_objects
+from emalab.data.loader import workers
 from emalab.inference import predict_labels, predict_probabilities
 from emalab.metrics import SegmentationMetric, SegmentationScores
 from emalab.segmenter import Segmenter
@@ -93,9 +93,7 @@ def _batches_of_one_size(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """This rank's images and masks, (b, 3, h, w) and (b, h, w), gathered by size as they arrive."""
     share = share_of_rank(len(dataset))
-    loader: DataLoader[Sample] = DataLoader(
-        Subset(dataset, share), batch_size=None, num_workers=num_workers, worker_init_fn=keep_inherited_objects
-    )
+    loader: DataLoader[Sample] = DataLoader(Subset(dataset, share), batch_size=None, **workers(num_workers))
     waiting: dict[torch.Size, list[Sample]] = defaultdict(list)
 
     def batch(samples: list[Sample]) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from emalab.data import LabeledImages
 from emalab.data.coco_stuff import COCO_STUFF_10K, COCO_STUFF_164K, IDS
 from emalab.data.errors import DataError
-from emalab.data.loader import keep_inherited_objects
+from emalab.data.loader import workers
 from emalab.data.voc import VOC
 from emalab.evaluation import check_classes, share_of_rank
 from emalab.files import write_atomically
@@ -138,9 +138,7 @@ class _Images(Dataset[tuple[Tensor, str]]):
 
 def _images(dataset: LabeledImages, num_workers: int, progress: bool) -> Iterator[tuple[Tensor, str]]:
     images = _Images(dataset)
-    loader: DataLoader[tuple[Tensor, str]] = DataLoader(
-        images, batch_size=None, num_workers=num_workers, worker_init_fn=keep_inherited_objects
-    )
+    loader: DataLoader[tuple[Tensor, str]] = DataLoader(images, batch_size=None, **workers(num_workers))
     disable = not progress or images.indices.start > 0
     return iter(tqdm(loader, "predicting", unit="img", disable=disable, leave=False))
 

@@ -2,9 +2,11 @@
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,11 +139,22 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def keep_inherited_objects(worker: int) -> None:
-    """For `DataLoader(worker_init_fn=…)`: a forked worker never collects garbage that it got from its parent.
+def workers(count: int) -> dict[str, Any]:
+    """Arguments of `DataLoader` for so many processes that read.
 
-    CUDA tensors may be among it, and to free one in a forked process aborts the process.
+    On Linux they are forked, whatever Python's or the parent's own way: others would have each of them import torch
+    and unpack a copy of the dataset, which takes a minute for thousands of decoded images.
     """
+    fork = count > 0 and sys.platform == "linux"
+    return {
+        "num_workers": count,
+        "multiprocessing_context": "fork" if fork else None,
+        "worker_init_fn": _keep_inherited_objects,
+    }
+
+
+def _keep_inherited_objects(worker: int) -> None:
+    """Never collect garbage that came from the parent: to free a CUDA tensor in a forked process aborts it."""
     gc.freeze()
 
 
@@ -173,7 +186,6 @@ def training_loader(
     return DataLoader(
         AugmentedDataset(dataset, transform),
         batch_sampler=batches,
-        num_workers=num_workers,
         pin_memory=pin_memory,
-        worker_init_fn=keep_inherited_objects,
+        **workers(num_workers),
     )

@@ -1,5 +1,7 @@
 import gc
+import multiprocessing
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -178,3 +180,15 @@ def test_workers_leave_their_parents_garbage_alone(tmp_path):
         gc.enable()
     gc.collect()
     assert (tmp_path / "log").read_text().split() == [str(os.getpid())]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not fork safely")
+def test_workers_are_forked_in_a_process_that_was_spawned():
+    """Such a process spawns its own children by default, and each would get a copy of a dataset in memory."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(_ways) == ("spawn", "fork")
+
+
+def _ways() -> tuple[str, str]:
+    loader = training_loader(Numbered(), TrainTransform((8, 9)), batch_size=4, num_iterations=2, num_workers=1)
+    return multiprocessing.get_start_method(), loader.multiprocessing_context.get_start_method()
