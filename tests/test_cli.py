@@ -62,7 +62,7 @@ def camvid(tmp_path: Path) -> Path:
 
 
 COMMANDS = (
-    *("evaluate", "submit", "export", "convert official", "convert mmseg"),
+    *("study", "evaluate", "submit", "export", "convert official", "convert mmseg"),
     *("cost", "bench", "predict", "data prepare", "data check", "recipes"),
 )
 

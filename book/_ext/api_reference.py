@@ -32,6 +32,7 @@ READING_ORDER = [
         "viz",
         "inspection",
     ),
+    "studies",
     *("cost", "bench", "files", "checkpoints", "convert", "results", "cli", "commands"),
 ]
 

@@ -118,11 +118,11 @@ def _serve(connection: Connection, task: Task) -> None:
     Thread(target=_end_with_parent, daemon=True).start()
     if task.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = task.gpu
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # or every run says which precision it has
     import torch
 
     torch.set_num_threads(task.threads)
-    worker = LocalWorker(task)
+    worker = LocalWorker(task)  # imports lightning, which then lets its log talk
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # or every run says which precision it has
     while True:
         try:
             run = connection.recv()
