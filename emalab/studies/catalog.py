@@ -95,8 +95,8 @@ def _em_axes(bases: Sequence[int], scales: Sequence[float], at_test: Sequence[in
         "iterations": ("T in training and, with the same weights, T at test", _iterations(at_test)),
         "bases": ("the number of bases K", _cells("model.ema.num_bases", "K", bases)),
         "scale": (
-            "λ, fixed or learned; the gradient that learning needs goes through the last iteration",
-            [
+            "λ, fixed or learned",
+            [  # the gradient that learning needs goes through the last iteration; so a cell with that gradient alone
                 *_cells("model.ema.scale", "lambda", scales),
                 Cell("lambda=1, gradient last", {"model.ema.grad": "last"}),
                 Cell("lambda learned", learned),
@@ -142,7 +142,7 @@ def _photographs(name: str, summary: str, base: Recipe, tuned: str, *, one_size:
         "heads": ("the context head, each at its own learning rate", _heads(_tuned(tuned))),
         **_em_axes((4, 8, 16, 32, 64, 128, 256), (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0), _AT_TEST if one_size else ()),
         "channels": ("channels of the features that EM works on", _cells("model.channels", "C", (256, 512))),
-        "batch": ("images in a batch, and so in the mean that moves the bases; all see as many in all", _batches(base)),
+        "batch": ("images in a batch; all batches see as many images in all", _batches(base)),
     }
     if one_size:
         axes["stride"] = ("output stride in training and, with the same weights, at test", _strides())

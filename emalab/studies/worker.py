@@ -6,6 +6,7 @@ import faulthandler
 import logging
 import os
 import signal
+import sys
 import traceback
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
@@ -103,10 +104,12 @@ class Worker:
             return Answer("died", f"the process that ran {run.name} {cause}{hint}\n")
 
     def stop(self) -> None:
-        """End the process: at once in the middle of a run, else as it likes to."""
-        if not self._busy:
+        """End the process, in the middle of a run too; it gets a moment to tidy up."""
+        if self._busy:
+            self._process.terminate()
+        else:
             self._connection.close()
-            self._process.join(5)
+        self._process.join(3)
         self._process.kill()
         self._process.join()
 
@@ -114,6 +117,7 @@ class Worker:
 def _serve(connection: Connection, task: Task) -> None:
     """The process of a `Worker`: takes runs and answers until nobody asks any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C, too, and ends this process
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # tidies up, which the default does not
     faulthandler.enable()
     Thread(target=_end_with_parent, daemon=True).start()
     if task.gpu is not None:
