@@ -107,7 +107,7 @@ def _em_axes(bases: Sequence[int], scales: Sequence[float], at_test: Sequence[in
 
 
 def _heads(rates: Mapping[str, float]) -> list[Cell]:
-    """Every head at its own tuned rate; DeepLabV3 and PSPNet, which nobody tuned, at that of EMANet."""
+    """Every head at its own rate, or at that of EMANet."""
     heads = {"none": "plain FCN", "non_local": "non-local", "ema": "EMA", "deeplab_v3": "DeepLabV3", "psp": "PSP"}
     return [
         Cell(label, {"model.context": head, "optim.lr": rates.get(head, rates["ema"])}, seeds=_HEADLINE)
@@ -116,8 +116,8 @@ def _heads(rates: Mapping[str, float]) -> list[Cell]:
 
 
 def _tuned(recipe: str) -> dict[str, float]:
-    """The rates of the named recipes with EMANet's head, the plain one and the non-local one."""
-    suffixes = {"ema": "", "none": "-fcn", "non_local": "-non-local"}
+    """The rates of the named recipes, head by head; nobody tuned those of DeepLabV3 and PSPNet."""
+    suffixes = {"ema": "", "none": "-fcn", "non_local": "-non-local", "deeplab_v3": "-deeplab-v3", "psp": "-psp"}
     return {head: get_recipe(recipe + suffix).optim.lr for head, suffix in suffixes.items()}
 
 
@@ -125,6 +125,22 @@ def _strides() -> list[Cell]:
     at_test = {f"stride {stride}": {"evaluation.output_stride": stride} for stride in (16, 8)}
     return [
         Cell(f"trained at stride {stride}", {"model.output_stride": stride}, evaluations=at_test) for stride in (16, 8)
+    ]
+
+
+def _conventions() -> list[Cell]:
+    """What the public codes do differently, one thing at a time; the table of them is in the book."""
+    clamp = {"model.ema.clamp": True, "model.ema.eps": 1e-12}
+    return [
+        Cell("EMA"),
+        Cell("features of the backbone for the classifier", {"model.concat_input": True}),
+        Cell("auxiliary head", {"model.auxiliary_channels": 128}),
+        Cell("aligned corners", {"model.align_corners": True}),
+        Cell("divisors clamped at 1e-12", clamp),
+        Cell("loss over all pixels", {"optim.loss_average": "all"}),
+        Cell("biases at twice the rate", {"optim.bias_lr_factor": 2.0}),
+        Cell("scales in steps of 0.25", {"data.scale_step": 0.25}),
+        Cell("colors as they are", {"data.photometric": 0.0}),
     ]
 
 
@@ -142,6 +158,7 @@ def _photographs(name: str, summary: str, base: Recipe, tuned: str, *, one_size:
         "heads": ("the context head, each at its own learning rate", _heads(_tuned(tuned))),
         **_em_axes((4, 8, 16, 32, 64, 128, 256), (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0), _AT_TEST if one_size else ()),
         "channels": ("channels of the features that EM works on", _cells("model.channels", "C", (256, 512))),
+        "conventions": ("what the public codes do differently, one thing at a time", _conventions()),
         "batch": ("images in a batch; all batches see as many images in all", _batches(base)),
     }
     if one_size:
