@@ -95,6 +95,7 @@ def _usage_of_group(group: str) -> str:
     usage = f"usage: emalab {group} COMMAND ...\n\n{_table(names)}\n\n`emalab {group} COMMAND --help` explains each."
     if group == "data":
         usage += f"\nData sets: {', '.join(import_module('emalab.data').dataset_names())}."
+        usage += "\nA folder of your own (images/, masks/, classes.yaml) goes by its path: `emalab data check roofs/`."
     return usage
 
 

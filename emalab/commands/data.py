@@ -41,7 +41,7 @@ def check(name: Positional[str], data_root: Path | None = None) -> None:
     """Decode every file of a data set; report what is missing, unreadable, mismatched in size or wrongly labeled.
 
     Args:
-        name: data set.
+        name: data set, or the path of a folder of your own (`emalab.data.folder` says what it holds).
         data_root: folder with the unpacked releases; $EMALAB_DATA by default, and data/ here without one.
     """
     report = check_dataset(name, data_root or default_data_root(), progress=sys.stderr.isatty())

@@ -20,6 +20,7 @@ __all__ = ["run"]
 def run(
     images: Positional[tuple[Path, ...]],
     checkpoint: str = DEFAULT_WEIGHTS,
+    data: str | None = None,
     out: Path = Path(),
     max_side: int = 480,
     flip: bool = True,
@@ -30,6 +31,7 @@ def run(
     Args:
         images: photographs, in any format that Pillow reads.
         checkpoint: a .pt or .safetensors file, or the name of a shipped network.
+        data: data set whose classes and colors to use; by default the one it was trained on.
         out: folder for the results.
         max_side: the network sees photographs with their longer side shrunk to this many pixels.
         flip: average with the mirror image; takes twice the time.
@@ -40,7 +42,9 @@ def run(
     stems = [path.stem for path in images]
     if twice := {stem for stem in stems if stems.count(stem) > 1}:
         raise ValueError(f"several photographs are called {sorted(twice)[0]!r}; give them separate --out folders")
-    model, spec = load_segmenter(checkpoint).to(own_device(device)), get_spec(read_recipe(checkpoint).data.name)
+    model, spec = load_segmenter(checkpoint).to(own_device(device)), get_spec(data or read_recipe(checkpoint).data.name)
+    if model.config.num_classes != spec.num_classes:
+        raise ValueError(f"{checkpoint} tells {model.config.num_classes} classes apart, {spec.name} {spec.num_classes}")
     failed = 0
     for path in images:
         try:

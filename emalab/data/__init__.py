@@ -1,4 +1,4 @@
-"""Benchmarks: what they are (`get_spec`) and their samples (`load_dataset`)."""
+"""Benchmarks, and folders of one's own: what they are (`get_spec`) and their samples (`load_dataset`)."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,7 +19,8 @@ from emalab.data.coco_stuff import (
 from emalab.data.context import CONTEXT_59, CONTEXT_60, load_context
 from emalab.data.dataset import LabeledImages, Sample, SegmentationDataset, open_image
 from emalab.data.errors import DataError
-from emalab.data.shapes import FAR, POOLED, load_shapes
+from emalab.data.folder import folder_spec, is_folder_name, load_folder
+from emalab.data.shapes import FAR, POOLED, is_scenes_name, load_shapes, scenes_of
 from emalab.data.spec import DatasetSpec
 from emalab.data.voc import VOC, VOC_ANIMALS, load_voc
 
@@ -39,7 +40,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """A benchmark, and how to load (split, data root) of it; generated data has no use for the root."""
+    """A data set, and how to load (split, data root) of it; what is generated or has a path does without the root."""
 
     spec: DatasetSpec
     build: Callable[[str, Path | None], LabeledImages]
@@ -57,8 +58,8 @@ DATASETS: dict[str, DatasetEntry] = {
         DatasetEntry(COCO_STUFF_164K, load_coco_stuff_164k),
         DatasetEntry(COCO_VOC, load_coco_voc),
         DatasetEntry(CITYSCAPES, load_cityscapes),
-        DatasetEntry(POOLED, partial(load_shapes, POOLED)),
-        DatasetEntry(FAR, partial(load_shapes, FAR)),
+        DatasetEntry(POOLED, partial(load_shapes, POOLED.name)),
+        DatasetEntry(FAR, partial(load_shapes, FAR.name)),
     )
 }
 
@@ -69,7 +70,11 @@ def dataset_names() -> tuple[str, ...]:
 
 
 def get_spec(name: str) -> DatasetSpec:
-    """The constants of the benchmark `name`; `DataError` with the nearest name when there is none."""
+    """The constants of the benchmark `name`, or of the folder of that path (see `emalab.data.folder`).
+
+    Raises:
+        DataError: no such benchmark, with the nearest name; or a folder that cannot be used.
+    """
     return _entry(name).spec
 
 
@@ -77,17 +82,19 @@ def load_dataset(name: str, split: str, root: Path | str | None = None) -> Label
     """The samples of one split, read from the disk as they are asked for.
 
     Args:
-        name: one of `dataset_names()`.
+        name: one of `dataset_names()`, the path of a folder of one's own or of its `classes.yaml`, or generated scenes
+            with dials, such as ``shapes-pooled:spread=40`` (see `emalab.data.shapes.scenes_of`).
         split: one of `get_spec(name).splits`.
         root: the folder that contains the unpacked releases (`camvid/`, `VOCdevkit/`, `coco/`); unused for
-            generated data.
+            generated data and for folders of one's own.
 
     Raises:
         DataError: no such name, split or root, or the root does not hold the list of this split.
     """
     spec = get_spec(name)
     if split in spec.unlabeled_splits:
-        raise DataError(f"the labels of {name}'s {split} are not published; `emalab submit` predicts them")
+        reason = "not in its masks/" if is_folder_name(name) else "not published"
+        raise DataError(f"the labels of {name}'s {split} are {reason}; `emalab submit` predicts them")
     return _load(name, split, spec.splits, root)
 
 
@@ -107,8 +114,13 @@ def _load(name: str, split: str, splits: tuple[str, ...], root: Path | str | Non
 
 
 def _entry(name: str) -> DatasetEntry:
+    if is_folder_name(name):
+        return DatasetEntry(folder_spec(name), lambda split, _: load_folder(name, split))
+    if is_scenes_name(name):
+        return DatasetEntry(scenes_of(name).spec, partial(load_shapes, name))
     if name not in DATASETS:
-        raise DataError(f"there is no data set {name!r}; {_offer(name, DATASETS)}")
+        folder = f"for the folder say {name}/. " if Path(name).is_dir() else ""
+        raise DataError(f"there is no data set {name!r}; {folder}{_offer(name, DATASETS)}")
     return DATASETS[name]
 
 

@@ -18,7 +18,7 @@ from emalab.data.errors import (
     UnknownLabelError,
     UnreadableFileError,
 )
-from emalab.data.spec import DatasetSpec
+from emalab.data.spec import Color, DatasetSpec
 
 UNKNOWN = 254  # what a lookup table gives for a value outside the label set; no benchmark here has as many classes
 
@@ -67,6 +67,7 @@ class SegmentationDataset(LabeledImages):
         pairs: (image file, label file) of each sample.
         labels: stored label value -> class index, or `spec.ignore_index`. The default is the identity on the
             classes, and 255 for ignored pixels. Any other value in a label file is an error.
+        colors: RGB color -> the same, for label files that are drawn in colors. The default refuses those.
 
     Raises:
         DataError: on access, a file is missing, unreadable or truncated, the two differ in size, or a label is
@@ -78,12 +79,13 @@ class SegmentationDataset(LabeledImages):
         spec: DatasetSpec,
         pairs: Iterable[tuple[Path, Path]],
         labels: Mapping[int, int] | None = None,
+        colors: Mapping[Color, int] | None = None,
     ) -> None:
         self.spec = spec
         self.pairs: Sequence[FilePair] = [FilePair(*pair) for pair in pairs]
         if labels is None:
             labels = {label: label for label in (*range(spec.num_classes), spec.ignore_index)}
-        self._table = lookup_table(labels)
+        self._table, self._colors = lookup_table(labels), colors
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -101,7 +103,7 @@ class SegmentationDataset(LabeledImages):
 
     def open_mask(self, index: int) -> tv_tensors.Mask:
         """The labels of sample `index` as uint8 (h, w), translated to class indices."""
-        return open_mask(self.pairs[index].mask, self._table)
+        return open_mask(self.pairs[index].mask, self._table, self._colors)
 
 
 def open_image(source: Path | str | Image.Image) -> tv_tensors.Image:
@@ -123,16 +125,20 @@ def open_image(source: Path | str | Image.Image) -> tv_tensors.Image:
     return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
 
 
-def open_mask(path: Path | str, table: np.ndarray) -> tv_tensors.Mask:
+def open_mask(path: Path | str, table: np.ndarray, colors: Mapping[Color, int] | None = None) -> tv_tensors.Mask:
     """The label map in a file, as uint8 (h, w), each value translated by `table` (see `lookup_table`).
 
-    A palette image is read as its indices: the colors are for people.
+    A palette image is read as its indices: the colors are for people. Only an image in RGB is read by `colors`, where
+    they are given.
 
     Raises:
         DataError: the file is missing, truncated, or not a single-channel image of 8 bits (the labels as colors,
-            say), or a value is not in the table.
+            say, without `colors`), or a value is not in the table.
     """
-    stored = _decode(path, _to_labels)
+    stored = _decode(path, _to_colors if colors else _to_labels)
+    if stored.ndim == 3:
+        assert colors
+        return tv_tensors.Mask(torch.from_numpy(_labels_of_colors(stored, colors, path)))
     labels = np.take(table, stored)
     if (labels == UNKNOWN).any():
         values, counts = np.unique(stored[labels == UNKNOWN], return_counts=True)
@@ -142,6 +148,30 @@ def open_mask(path: Path | str, table: np.ndarray) -> tv_tensors.Mask:
             f"{_ranges(np.flatnonzero(table != UNKNOWN))}. Is this the label map of another data set or release?"
         )
     return tv_tensors.Mask(torch.from_numpy(labels))
+
+
+def _labels_of_colors(stored: np.ndarray, colors: Mapping[Color, int], path: Path | str) -> np.ndarray:
+    """RGB (h, w, 3) → labels uint8 (h, w); `UnknownLabelError` names the most frequent colors that are not known."""
+    codes = _codes(stored)
+    known = {int(_codes(np.array(color))): label for color, label in colors.items()}
+    found, inverse, counts = np.unique(codes, return_inverse=True, return_counts=True)
+    unknown = [(int(count), int(code)) for code, count in zip(found, counts, strict=True) if code not in known]
+    if unknown:
+        worst = ", ".join(f"{_color(code)} ({count} px)" for count, code in sorted(unknown, reverse=True)[:5])
+        raise UnknownLabelError(
+            f"{path}: {len(unknown)} colors are of no class: {worst}; expected {', '.join(map(_color, known))}. "
+            "JPEG and interpolation invent colors between those of the classes: save masks as PNG, unscaled."
+        )
+    return np.array([known[code] for code in found.tolist()], np.uint8)[inverse].reshape(codes.shape)
+
+
+def _codes(rgb: np.ndarray) -> np.ndarray:
+    """A number for each color: (…, 3) → (…)."""
+    return rgb.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+
+
+def _color(code: int) -> str:
+    return str([code >> 16, code >> 8 & 255, code & 255])
 
 
 def lookup_table(labels: Mapping[int, int]) -> np.ndarray:
@@ -205,6 +235,11 @@ def _to_labels(image: Image.Image, name: str) -> np.ndarray:
             "label values. Labels drawn as colors must be converted to label values first."
         )
     return np.asarray(image)
+
+
+def _to_colors(image: Image.Image, name: str) -> np.ndarray:
+    """RGB as a uint8 array (h, w, 3), transparency disregarded; anything else as `_to_labels`."""
+    return np.asarray(image.convert("RGB")) if image.mode in ("RGB", "RGBA") else _to_labels(image, name)
 
 
 def _ranges(values: np.ndarray) -> str:

@@ -16,6 +16,7 @@ from emalab.data.coco_stuff import FOLDER_10K, FOLDER_2017, convert_coco_stuff_1
 from emalab.data.context import FOLDER as FOLDER_CONTEXT
 from emalab.data.context import convert_context
 from emalab.data.errors import DataError
+from emalab.data.folder import is_folder_name
 from emalab.data.sbd import convert_sbd
 
 
@@ -221,6 +222,8 @@ def get_release(name: str) -> Release | None:
         DataError: there is no such data set, or no public release of it.
     """
     get_spec(name)
+    if is_folder_name(name):
+        raise DataError(f"{name} is a folder of your own: nothing to prepare; `emalab data check {name}` reads it")
     if name in _NOT_TO_BE_HAD:
         raise DataError(_NOT_TO_BE_HAD[name])
     return RELEASES.get(name)

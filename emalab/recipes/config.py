@@ -32,7 +32,8 @@ class DataConfig:
     """What the network sees."""
 
     name: str = "voc"
-    """Data set, by the name that `emalab data prepare` and `emalab data check` know."""
+    """Data set, by the name that `emalab data prepare` and `emalab data check` know, or a folder of your own by its
+    path, as in roofs/ or roofs/classes.yaml."""
     train_split: str = "trainaug"
     """Split to learn from."""
     eval_split: str = "val"

@@ -1,0 +1,277 @@
+"""A folder of one's own: what `classes.yaml` may say, both kinds of masks, and what can be wrong."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_data import SIZE, random_labels, save_image, save_mask
+
+from emalab.cli import main
+from emalab.data import DataError, get_spec, load_dataset, load_images
+from emalab.data.check import check_dataset
+from emalab.data.errors import MissingFileError, SizeMismatchError, UnknownLabelError, UnreadableFileError
+from emalab.data.folder import FolderLabels, is_folder_name, load_folder, read_labels
+from emalab.data.prepare import prepare_dataset
+from emalab.data.voc import voc_palette
+
+COLORS = ((52, 58, 72), (165, 65, 55), (20, 110, 105))
+VALUES = (0, 128, 255)
+YAML = "classes: [ground, roof, solar panel]\nvalues: [0, 128, 255]\nignore: 254\n"
+
+
+def stored(seed: int = 0) -> np.ndarray:
+    return random_labels([*VALUES, 254], seed=seed)
+
+
+def meant(stored: np.ndarray) -> np.ndarray:
+    return np.select([stored == value for value in VALUES], range(3), 255)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """roofs/ with two images to train on, one to validate with, and one without labels."""
+    root = tmp_path / "roofs"
+    for seed, (split, name) in enumerate((("train", "b.png"), ("train", "a.jpg"), ("val", "c.jpg"), ("test", "d.jpg"))):
+        save_image(root / f"images/{split}/{name}", seed=seed)
+        if split != "test":
+            save_mask(root / f"masks/{split}/{Path(name).stem}.png", stored(seed))
+    (root / "classes.yaml").write_text(YAML)
+    return root
+
+
+def write(root: Path, text: str) -> Path:
+    (root / "classes.yaml").write_text(text)
+    return root
+
+
+@pytest.mark.parametrize("name", ["roofs/", "./roofs", "roofs/classes.yaml"])
+def test_goes_by_its_path(root: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    monkeypatch.chdir(root.parent)
+    spec = get_spec(name)
+    assert (spec.name, spec.title, spec.splits, spec.unlabeled_splits) == (name, "roofs", ("train", "val"), ("test",))
+    assert spec.classes == ("ground", "roof", "solar panel")
+    assert spec.palette == voc_palette(3)
+    samples = list(load_dataset(name, "train"))
+    assert [sample.name for sample in samples] == ["a", "b"]
+    for sample, seed in zip(samples, (1, 0), strict=True):
+        assert np.array_equal(sample.mask, meant(stored(seed)))
+        assert sample.image.shape == (3, *SIZE)
+
+
+def test_a_folder_named_without_a_slash_is_pointed_at(root: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(root.parent)
+    with pytest.raises(DataError, match=r"no data set 'roofs'; for the folder say roofs/\. "):
+        get_spec("roofs")
+    assert not is_folder_name("shapes-far")
+
+
+def test_images_without_labels_can_only_be_looked_at(root: Path):
+    assert load_images(f"{root}/", "test").image(0)[1] == "d"
+    with pytest.raises(DataError, match=r"labels of .*roofs/'s test are not in its masks/; `emalab submit`"):
+        load_dataset(f"{root}/", "test")
+    with pytest.raises(DataError, match=r"no split 'tran'; did you mean 'train'\?"):
+        load_dataset(f"{root}/", "tran")
+    with pytest.raises(DataError, match=r"no folder 'tran'\. There are: train, val, test"):
+        load_folder(root, "tran")
+
+
+def test_nothing_to_prepare(root: Path):
+    with pytest.raises(DataError, match=r"folder of your own: .*`emalab data check"):
+        prepare_dataset(f"{root}/", root)
+
+
+def test_labels_in_python(root: Path):
+    (root / "classes.yaml").unlink()
+    labels = FolderLabels(("ground", "roof", "solar panel"), VALUES, ignore=(254,))
+    assert np.array_equal(load_folder(root, "val", labels)[0].mask, meant(stored(2)))
+
+
+# What classes.yaml says
+
+
+def test_defaults(tmp_path: Path):
+    labels = read_labels(write(tmp_path, "classes: [a, b]") / "classes.yaml")
+    assert labels == FolderLabels(("a", "b"))
+    assert (labels.stored_values, labels.ignored) == ((0, 1), (255,))
+    binary = FolderLabels(("a", "b"), values=(0, 255))
+    assert binary.ignored == ()  # 255 is a class here
+
+
+def test_everything(tmp_path: Path):
+    text = "classes: [a, b]\nvalues: [3, 1]\ncolors: [[1, 2, 3], [4, 5, 6]]\nignore: [0, [0, 0, 0]]\n"
+    labels = read_labels(write(tmp_path, text) / "classes.yaml")
+    assert labels == FolderLabels(("a", "b"), (3, 1), ((1, 2, 3), (4, 5, 6)), (0, (0, 0, 0)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("classes: [a, b", r"cannot be read as YAML \(.*line 1.*\)"),
+        ("\x80", "cannot be read as YAML"),
+        ("", r"has no key classes\. .*classes: \[ground, roof\]"),
+        ("- a\n- b", "has no key classes"),
+        ("classes: [a, b]\ncolours: []", r"'colours' is no key; did you mean 'colors'\? There are: classes, values"),
+        ("classes: ab", r"classes is 'ab'; it must be a list in \[ \]"),
+        ("classes:", r"classes is None; it must be a list"),
+        ("classes: [a, b]\nvalues: 3", "values is 3; it must be a list"),
+        ("classes: []", "classes has 0 names"),
+        ("classes: [yes, no]", r'classes\[0\] is True, not a name; .*"quotes"'),
+        ("classes: [a, b, a]", "classes has 'a' twice"),
+        ("classes: [a, b]\nvalues: [1]", "values has 1 entries for 2 classes"),
+        ("classes: [a, b]\nvalues: [1, 256]", r"values\[1\] is 256; it must be a whole number in 0–255"),
+        ("classes: [a, b]\nvalues: [true, 2]", r"values\[0\] is True"),
+        ("classes: [a, b]\nvalues: [2, 2]", "values has 2 twice"),
+        ("classes: [a, b]\ncolors: [[1, 2], [3, 4, 5]]", r"colors\[0\] is \[1, 2\]; it must be a color"),
+        ("classes: [a, b]\ncolors: [[1, 2, 3], #fff\n]", "colors has 1 entries for 2 classes"),
+        ("classes: [a, b]\ncolors: [[1, 2, 3], [1, 2, 3]]", r"colors has \[1, 2, 3\] twice"),
+        ("classes: [a, b]\nignore: 1", "1 in ignore is that of a class"),
+        ("classes: [a, b]\nignore: [9, 9, 9]", r"9 in ignore .* twice; .*written \[\[red, green, blue\]\]"),
+        ("classes: [a, b]\nignore: [nothing]", r"ignore\[0\] is 'nothing'; it must be a value in 0–255 or a color"),
+    ],
+)
+def test_what_it_must_not_say(tmp_path: Path, text: str, message: str):
+    path = tmp_path / "classes.yaml"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match=message) as caught:
+        read_labels(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# Masks
+
+
+def test_masks_drawn_in_colors(root: Path):
+    write(root, f"classes: [a, b, c]\ncolors: {[list(c) for c in COLORS]}\nignore: [[0, 0, 0]]\n")
+    labels = random_labels([0, 1, 2, 3])
+    picture = np.array([*COLORS, (0, 0, 0)], np.uint8)[labels]
+    for mode in ("RGB", "RGBA"):
+        Image.fromarray(picture).convert(mode).save(root / "masks/val/c.png")
+        assert np.array_equal(load_folder(root, "val")[0].mask, np.where(labels == 3, 255, labels))
+    assert get_spec(f"{root}/").palette == COLORS
+
+
+def test_a_color_of_no_class(root: Path):
+    write(root, f"classes: [a, b, c]\ncolors: {[list(c) for c in COLORS]}\n")
+    picture = np.array(COLORS, np.uint8)[random_labels([0, 1, 2])]
+    picture[2, 3:5], picture[4, 4] = (53, 58, 72), (9, 9, 9)
+    Image.fromarray(picture).save(root / "masks/val/c.png")
+    with pytest.raises(UnknownLabelError, match=r"2 colors are of no class: \[53, 58, 72\] \(2 px\), \[9, 9, 9\] \(1"):
+        load_folder(root, "val")[0]
+
+
+def test_colors_need_to_be_told(root: Path):
+    Image.new("RGB", SIZE[::-1]).save(root / "masks/val/c.png")
+    with pytest.raises(UnreadableFileError, match=r"c\.png: labels are stored as RGB"):
+        load_folder(root, "val")[0]
+
+
+def test_a_palette_is_read_by_its_indices(root: Path):
+    write(root, f"classes: [a, b, c]\ncolors: {[list(c) for c in COLORS]}\n")
+    save_mask(root / "masks/val/c.png", random_labels([0, 1, 2, 255]), palette=True)
+    assert load_folder(root, "val")[0].mask.unique().tolist() == [0, 1, 2, 255]
+
+
+def test_a_value_of_no_class(root: Path):
+    save_mask(root / "masks/val/c.png", random_labels([0, 7]))
+    with pytest.raises(UnknownLabelError, match=r"c\.png: .*7 \(\d+ px\); expected 0, 128, 254–255"):
+        load_folder(root, "val")[0]
+
+
+def test_another_size(root: Path):
+    save_mask(root / "masks/val/c.png", np.zeros((5, 6)))
+    with pytest.raises(SizeMismatchError, match=r"c\.png: labels are 6×5 but"):
+        load_folder(root, "val")[0]
+
+
+# Files
+
+
+def test_missing_masks_are_noticed_before_any_is_read(root: Path):
+    (root / "masks/train/a.png").rename(root / "masks/train/a_mask.png")
+    with pytest.raises(MissingFileError, match=r"no mask for 1 of 2 images: a\.png\. .*without an image: a_mask\.png"):
+        load_folder(root, "train")
+    (root / "masks/train/a_mask.png").rename(root / "masks/train/a.jpg")
+    with pytest.raises(MissingFileError, match=r"Masks must be PNG, .*found a\.jpg"):
+        load_folder(root, "train")
+    (root / "masks/train/a.jpg").unlink()
+    with pytest.raises(MissingFileError, match=r"images: a\.png\. Add them, or remove the images"):
+        load_folder(root, "train")
+
+
+def test_two_images_of_one_name(root: Path):
+    save_image(root / "images/train/a.png")
+    with pytest.raises(DataError, match=r"a\.jpg and a\.png would share the mask a\.png; rename one"):
+        load_folder(root, "train")
+
+
+def test_hidden_files_do_not_count(root: Path):
+    (root / "images/val/._c.jpg").write_bytes(b"macOS")
+    (root / "images/.cache").mkdir()
+    assert len(load_folder(root, "val")) == 1
+    assert ".cache" not in get_spec(f"{root}/").unlabeled_splits
+
+
+def test_what_is_not_there(root: Path):
+    with pytest.raises(MissingFileError, match=r"nowhere is not a folder\. It is to hold classes\.yaml, images/"):
+        get_spec(f"{root}/nowhere/")
+    with pytest.raises(MissingFileError, match=r"other\.yaml: no such file\. .*one line will do"):
+        get_spec(f"{root}/other.yaml")
+    (root / "images/val/c.jpg").unlink()
+    with pytest.raises(MissingFileError, match=r"images/val has no images; those end in \.jpg"):
+        load_folder(root, "val")
+    (root / "masks").rename(root / "labels")
+    with pytest.raises(MissingFileError, match=r"masks has none of the folders test, train, val"):
+        get_spec(f"{root}/")
+    (root / "images").rename(root / "photos")
+    with pytest.raises(MissingFileError, match=r"images: no such folder"):
+        get_spec(f"{root}/")
+    (root / "images").mkdir()
+    with pytest.raises(MissingFileError, match=r"images has no folders\. .*images/train"):
+        get_spec(f"{root}/")
+
+
+def test_check(root: Path):
+    report = check_dataset(f"{root}/", None)
+    assert report.ok
+    assert report.counts == {"train": 2, "val": 1}
+    save_mask(root / "masks/val/c.png", random_labels([0, 7]))
+    (root / "masks/train/a.png").unlink()
+    assert {problem.kind for problem in check_dataset(f"{root}/", None).problems} == {"missing", "unknown label"}
+
+
+# Commands
+
+
+def test_from_check_to_prediction(root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.chdir(root.parent)
+    monkeypatch.delenv("EMALAB_DATA", raising=False)
+
+    def run(*arguments: str) -> str:
+        main(arguments)
+        return capsys.readouterr().out
+
+    def fails(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            main(arguments)
+        assert stopped.value.code == 1
+        return capsys.readouterr().err
+
+    assert "train 2, val 1\neverything is in order" in run("data", "check", "roofs/")
+    train = ["train", "shapes-tiny", "--data.name", "roofs/classes.yaml", "--out", "run", "--no-progress"]
+    train += ["--data.crop-size", "16", "16", "--optim.batch-size", "2", "--optim.iterations", "2"]
+    train += ["--accelerator", "cpu", "--evaluation.batch-size", "1"]
+    assert "has 3; set model.num_classes" in fails(*train)
+    assert "single scale: " in run(*train, "--model.num-classes", "3")
+    assert "\nsolar panel " in run("evaluate", "run/last.pt", "--device", "cpu")
+    assert run("submit", "run/last.pt", "--out", "out", "--device", "cpu").startswith("1 images")
+    assert (root.parent / "out/labels/d.png").is_file()
+    photo = "roofs/images/test/d.jpg"
+    run("predict", photo, "--checkpoint", "run/last.pt", "--out", "out", "--device", "cpu")
+    assert (root.parent / "out/d.mask.png").is_file()
+    assert fails("predict", photo, "--checkpoint", "run/last.pt", "--data", "voc").endswith("classes apart, voc 21\n")
+    root.rename(root.parent / "moved")
+    assert "roofs is not a folder" in fails("predict", "moved/images/test/d.jpg", "--checkpoint", "run/last.pt")
+    run("predict", "moved/images/test/d.jpg", "--checkpoint", "run/last.pt", "--data", "moved/", "--device", "cpu")
+    assert (root.parent / "d.mask.png").is_file()
