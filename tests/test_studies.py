@@ -548,6 +548,26 @@ class TestCommand:
             text = capsys.readouterr().out
             assert all(f"\n  {study.name} " in text for members in studies().values() for study in members)
 
+    def test_ends_when_told_to_where_interrupts_are_ignored(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As behind nohup and &."""
+
+        def run(*_: object) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+
+        monkeypatch.setattr("emalab.commands.study.run_study", run)
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            with pytest.raises(SystemExit) as end:
+                main(["study", "shapes-tiny", "--accelerator", "cpu", "--out", str(tmp_path)])
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        assert end.value.code == 130
+
     def test_plan_then_summary(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         out = ["--out", str(tmp_path), "--accelerator", "cpu"]
         main(["study", "shapes-tiny", *out, "--dry-run", "--seconds-per-run", "30", "--devices", "1"])

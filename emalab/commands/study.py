@@ -92,12 +92,17 @@ def run(
         return
     amiss = False
     if not summary:
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # ends the workers as Ctrl-C does
+        signal.signal(signal.SIGTERM, _interrupt)
         outcome = run_study(study, folder.root, options)
         amiss = bool(outcome.failed)
     _summarize(study, folder, evaluation)
     if amiss:
         raise SystemExit(1)
+
+
+def _interrupt(*_: object) -> None:
+    """End the workers as Ctrl-C does; SIGINT itself may be ignored, as it is behind ``nohup … &``."""
+    raise KeyboardInterrupt
 
 
 def _shard(text: str) -> tuple[int, int]:
