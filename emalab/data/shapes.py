@@ -6,7 +6,7 @@ nothing that it decides about. Both know how well their shapes can be labeled at
 (`bayes_accuracy`), so that a network's score can be held against what its field of view allows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +18,7 @@ from torch import special
 from torchvision import tv_tensors
 
 from emalab.data.dataset import LabeledImages, Sample
+from emalab.data.errors import DataError
 from emalab.data.spec import Color, DatasetSpec
 
 __all__ = [
@@ -28,8 +29,10 @@ __all__ = [
     "Scene",
     "Scenes",
     "ShapesDataset",
+    "is_scenes_name",
     "labeled_shapes",
     "load_shapes",
+    "scenes_of",
 ]
 
 SPLIT_SIZES = {"train": 2000, "val": 200}
@@ -215,6 +218,9 @@ class FarScenes:
         return float(np.where(sees_key, 1.0, 1 / len(_KEYS)).mean()) if sees_key.size else 1.0
 
 
+_KINDS: dict[str, type[PooledScenes] | type[FarScenes]] = {POOLED.name: PooledScenes, FAR.name: FarScenes}
+
+
 class ShapesDataset(LabeledImages):
     """Scenes drawn as they are asked for, in about a millisecond each.
 
@@ -258,10 +264,40 @@ class ShapesDataset(LabeledImages):
         return Sample(image, tv_tensors.Mask(torch.from_numpy(scene.mask)), f"{self.split}-{index:05d}")
 
 
-def load_shapes(spec: DatasetSpec, split: str, root: Path | None = None) -> ShapesDataset:
-    """Generated scenes of `POOLED` or `FAR`, all dials at their defaults; there is no use for a data root."""
-    scenes: Scenes = PooledScenes() if spec == POOLED else FarScenes()
-    return ShapesDataset(scenes, split)
+def is_scenes_name(name: str) -> bool:
+    """Whether a data set's name is that of generated scenes: ``shapes-pooled``, or ``shapes-far:gap=6,grain=12``."""
+    return name.partition(":")[0] in _KINDS
+
+
+def scenes_of(name: str) -> PooledScenes | FarScenes:
+    """The scenes that a name stands for: a kind, and behind a colon the dials that are not at their defaults.
+
+    Raises:
+        DataError: no such kind or dial, or a value that the dial does not allow.
+    """
+    kind, _, settings = name.partition(":")
+    if kind not in _KINDS:
+        raise DataError(f"there are no generated scenes {kind!r}; there are {', '.join(_KINDS)}")
+    scenes = _KINDS[kind]()
+    dials = {field.name: type(getattr(scenes, field.name)) for field in fields(scenes)}
+    values = {}
+    for setting in filter(None, settings.split(",")):
+        dial, _, value = setting.partition("=")
+        if dial not in dials:
+            raise DataError(f"{name}: {kind} has no dial {dial!r}; it has {', '.join(dials)}")
+        try:
+            values[dial] = dials[dial](value)
+        except ValueError as error:
+            raise DataError(f"{name}: {value!r} is no {dials[dial].__name__} for the dial {dial}") from error
+    try:
+        return replace(scenes, **values)
+    except ValueError as error:
+        raise DataError(f"{name}: {error}") from error
+
+
+def load_shapes(name: str, split: str, root: Path | None = None) -> ShapesDataset:
+    """Generated scenes by name, see `scenes_of`; there is no use for a data root."""
+    return ShapesDataset(scenes_of(name), split)
 
 
 def labeled_shapes(scene: Scene) -> np.ndarray:

@@ -175,6 +175,37 @@ def _generated() -> list[Study]:
     return family("shapes", "all axes on generated scenes, without a GPU", base, axes)
 
 
+def _evidence() -> Study:
+    """What each head can carry across a scene: evidence to be pooled over look-alikes, or one far cue; with noise."""
+    base = _shapes()
+    base = replace(base, name="shapes-evidence-study")
+    heads = {"EMA": "ema", "non-local": "non_local", "no context": "none"}
+    scenes = {
+        "pooled": "shapes-pooled",
+        "pooled, little noise": "shapes-pooled:spread=10",
+        "pooled, much noise": "shapes-pooled:spread=40",
+        "far cue": "shapes-far",
+        "far cue, closer": "shapes-far:gap=6",
+        "far cue, much grain": "shapes-far:grain=24",
+    }
+    cells = [
+        Cell(f"{head}, {scene}", {"model.context": context, "data.name": name}, seeds=_HEADLINE)
+        for scene, name in scenes.items()
+        for head, context in heads.items()
+    ]
+    far = {"data.name": "shapes-far"}
+    ema = "model.ema."
+    settings: dict[str, dict[str, Any]] = {
+        **{f"K={bases}": {ema + "num_bases": bases} for bases in (4, 16, 32)},
+        **{f"lambda={scale}": {ema + "scale": scale} for scale in (4.0, 16.0)},
+        "gradient unrolled": {ema + "grad": "unroll"},
+    }
+    cells += [Cell(f"EMA, far cue, {label}", {**far, **changes}) for label, changes in settings.items()]
+    return Study(
+        "shapes-evidence", "what context modules carry across generated scenes", base, tuple(cells), "shapes-evidence"
+    )
+
+
 def _tiny() -> Study:
     base = _shapes()
     base = replace(base, name="shapes-tiny-study", optim=replace(base.optim, iterations=60))
@@ -190,6 +221,7 @@ def studies() -> dict[str, list[Study]]:
     families = [
         [_tiny()],
         _generated(),
+        [_evidence()],
         _photographs(
             "voc-animals", "all axes on VOC's images with animals", _voc_animals(), "voc-animals-lite2", one_size=False
         ),

@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -7,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emalab.backbones import TinyBackbone
-from emalab.data import get_spec, load_dataset
-from emalab.data.shapes import SPLIT_SIZES, FarScenes, PooledScenes, Scene, ShapesDataset, labeled_shapes
+from emalab.data import DataError, get_spec, load_dataset
+from emalab.data.shapes import SPLIT_SIZES, FarScenes, PooledScenes, Scene, ShapesDataset, labeled_shapes, scenes_of
 from emalab.recipes import get_recipe, recipe_names
 
 by_kind = pytest.mark.parametrize("scenes", [PooledScenes(), FarScenes()], ids=lambda scenes: scenes.spec.name)
@@ -24,6 +25,33 @@ def drawings(dataset: ShapesDataset, count: int = 20) -> set[bytes]:
 def best_accuracy(scenes: PooledScenes | FarScenes, window: int | None) -> float:
     dataset = ShapesDataset(scenes, "val")
     return float(np.mean([scenes.bayes_accuracy(dataset.scene(index), window) for index in range(20)]))
+
+
+# ---- Names with dials ----
+
+
+def test_a_name_sets_dials():
+    assert scenes_of("shapes-pooled") == PooledScenes()
+    assert scenes_of("shapes-pooled:spread=40,spacing=12") == PooledScenes(spread=40.0, spacing=12)
+    name = "shapes-far:gap=6"
+    expected = ShapesDataset(FarScenes(gap=6), "val")[3]
+    assert torch.equal(load_dataset(name, "val")[3].image, expected.image)
+    assert get_spec(name).name == "shapes-far"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("shapes-near", "no data set 'shapes-near'; did you mean 'shapes-far'"),
+        ("shapes-far:shift=3", "shapes-far has no dial 'shift'; it has size, spacing, key_size, gap, grain"),
+        ("shapes-far:gap", "'' is no int for the dial gap"),
+        ("shapes-pooled:spread=wide", "'wide' is no float for the dial spread"),
+        ("shapes-pooled:grain=-1", "grain is -1.0; it must not be negative"),
+    ],
+)
+def test_names_that_mean_nothing(name, reason):
+    with pytest.raises(DataError, match=re.escape(reason)):
+        load_dataset(name, "val")
 
 
 # ---- The data set ----
