@@ -26,6 +26,7 @@ def fingerprint() -> str:
     patterns = (
         "emalab/**/*",
         "book/results/**/*",
+        "book/interactive/*",
         "book/miniature.py",
         "tests/reference/*",
         "tests/closed_form.py",
