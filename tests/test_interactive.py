@@ -327,7 +327,7 @@ class TestInABrowser:
 
         said = drive(
             "mixture",
-            'press("Step"); press("Restart bases"); slide("bases", 2); key("N"); key("n"); key("n"); key("ArrowUp")',
+            'press("Step"); press("Restart"); slide("bases", 2); key("N"); key("n"); key("n"); key("ArrowUp")',
         )
         stepped = em_attention(points[None], bases[:2], num_iters=1, scale=8.0).bases[0]
         moved = points.clone()

@@ -94,6 +94,11 @@
     return element("div", { class: "emalab-panels" }, ...nodes);
   }
 
+  /** Three panels in a row; on a phone the first one above the others. @param {...Node} nodes */
+  function threePanels(...nodes) {
+    return element("div", { class: "emalab-panels emalab-three" }, ...nodes);
+  }
+
   /** A titled panel around a drawing. @returns {{node: HTMLElement, title: HTMLElement}} */
   function panel(text, drawing) {
     const title = element("div", { class: "emalab-title" }, text);
@@ -303,7 +308,7 @@
   emalab.mount = mount;
   emalab.figures ??= {};
   emalab.controls = {
-    ...{ PALETTE, magma, blend, css, element, button, slider, choice, status, toolbar, panels, panel },
+    ...{ PALETTE, magma, blend, css, element, button, slider, choice, status, toolbar, panels, threePanels, panel },
     ...{ positionMap, drawing, chart, segment, disc, arrow, player },
   };
 })((globalThis.emalab ??= {}));

@@ -127,9 +127,10 @@
       const z = eStep(directions, bases, scale.value);
       context.lineWidth = (RING[1] - RING[0]) * unit;
       for (let i = 0; i < parts; i++) {
+        // Each part reaches below the next one: no seams.
         context.strokeStyle = css(blend(row(z, i)));
         context.beginPath();
-        context.arc(centerX, centerY, ((RING[0] + RING[1]) / 2) * unit, -(i + 0.55) * turn, -(i - 0.55) * turn);
+        context.arc(centerX, centerY, ((RING[0] + RING[1]) / 2) * unit, -(i + 1) * turn, -(i - 0.5) * turn);
         context.stroke();
       }
     }
@@ -188,7 +189,7 @@
 
     reset();
     return [
-      toolbar(button("Step", () => (run.stop(), step())), run.node, button("Restart bases", restart), button("Reset all", reset), number.node, scale.node),
+      toolbar(button("Step", () => (run.stop(), step())), run.node, button("Restart", restart), button("Reset", reset), number.node, scale.node),
       line,
       panels(
         panel("drag points and arrows, or use N, P and the arrow keys", plane.node).node,

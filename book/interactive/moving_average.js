@@ -139,9 +139,8 @@
       toolbar(momentum.node, images.node, scatter.node, drift.node, rule.node),
       line,
       panels(
-        panel("the stored base (color), the batch and its mean (gray)", plane.node).node,
-        panel("length", lengths.node).node,
-        panel("lag", lags.node).node,
+        panel("the stored base; in gray, the batch and its mean", plane.node).node,
+        element("div", {}, panel("how long it is", lengths.node).node, panel("how late it is", lags.node).node),
       ),
       key(),
     ];

@@ -2,7 +2,7 @@
 /** Where a position of a photograph looks: under non-local attention, and under EM attention. */
 (function (emalab) {
   const { head, unpack, emAttention, emRow, nonLocalRow, perplexity } = emalab.core;
-  const { magma, panel, panels, positionMap, slider, status, toolbar } = emalab.controls;
+  const { magma, panel, panels, positionMap, slider, status, threePanels, toolbar } = emalab.controls;
 
   /** What the arrow keys, Home and End do to a row and a column. */
   const MOVES = {
@@ -63,9 +63,9 @@
       const spoken = views.map(({ name, map, weights, title }) => {
         const values = weights();
         const most = values.reduce((a, b) => Math.max(a, b));
-        map.paint((n) => magma(values[n] / most));
+        map.paint((n) => magma(Math.sqrt(values[n] / most))); // or the position itself would outshine all others
         map.mark(chosen);
-        title.textContent = `${name}: largest weight × N = ${(most * x.rows).toPrecision(3)}`;
+        title.textContent = `${name}: weight × N up to ${(most * x.rows).toPrecision(3)}`;
         return `${name} attention looks at ${perplexity(values).toFixed(0)}`;
       });
       const place = `Row ${Math.floor(chosen / columns) + 1}, column ${(chosen % columns) + 1}`;
@@ -97,7 +97,8 @@
     photo.node.addEventListener("keydown", move);
 
     show();
-    const first = panel("photograph: click, drag, or use the arrow keys", photo.node);
-    return [toolbar(...sliders), line, panels(first.node, ...views.map((each) => each.node))];
+    const first = panel("click, drag, or use arrow keys", photo.node);
+    const arrange = data.em ? threePanels : panels;
+    return [toolbar(...sliders), line, arrange(first.node, ...views.map((each) => each.node))];
   };
 })(globalThis.emalab);

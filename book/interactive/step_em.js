@@ -3,7 +3,7 @@
 (function (emalab) {
   const { head, unpack, eStep, iterate, logLikelihood } = emalab.core;
   const { PALETTE, css, element, magma } = emalab.controls;
-  const { button, chart, choice, panel, panels, player, positionMap, slider, status, toolbar } = emalab.controls;
+  const { button, chart, choice, panel, panels, player, positionMap, slider, status, threePanels, toolbar } = emalab.controls;
   const MOST_ITERATIONS = 40;
 
   /** Share of the positions that each base is responsible for, (n, k) → (k,). */
@@ -13,9 +13,9 @@
     return result;
   }
 
-  /** Index of the largest responsibility. @param {Float64Array} responsibilities */
-  function largest(responsibilities) {
-    return responsibilities.reduce((best, value, k) => (value > responsibilities[best] ? k : best), 0);
+  /** Index of the largest value. @param {Float64Array} values */
+  function largest(values) {
+    return values.reduce((best, value, k) => (value > values[best] ? k : best), 0);
   }
 
   /**
@@ -66,7 +66,7 @@
       run.stop();
       bases = head(starts[from.value], number.value);
       objective = [logLikelihood(x, bases, scale.value)];
-      chosen = 0;
+      chosen = largest(shares(eStep(x, bases, scale.value)));
       show();
     }
 
@@ -88,7 +88,7 @@
 
     function showOne() {
       one.paint((n) => magma(z.values[n * z.columns + chosen]));
-      onePanel.title.textContent = `responsibility of base ${chosen + 1}`;
+      onePanel.title.textContent = `responsibility of ${chosen + 1}`;
     }
 
     /** Radio buttons, one for each base; made anew only if their number changes, so that the focus stays. */
@@ -113,13 +113,12 @@
     return [
       toolbar(button("Step", () => (run.stop(), step())), run.node, button("Reset", reset), number.node, scale.node, from.node),
       line,
-      panels(
+      threePanels(
         panel("photograph", photo.node).node,
-        panel("most responsible base", where.node).node,
+        panel("most responsible", where.node).node,
         onePanel.node,
-        panel("how EM climbs", climb.node).node,
       ),
-      legend,
+      panels(panel("how EM climbs", climb.node).node, legend),
     ];
   };
 })(globalThis.emalab);
