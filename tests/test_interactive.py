@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from emalab.inspection import perplexity
 
 BOOK = Path(interactive.__file__).parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-RULES = ("none", "batch_mean", "after_mixing")
 
 
 def browser() -> str:
@@ -86,15 +86,14 @@ def check(found: Any, expected: Tensor) -> None:
 class TestCore:
     """core.js computes what the package computes."""
 
-    @pytest.mark.parametrize("scale", [0.1, 1.0, 20.0])
-    @pytest.mark.parametrize("iterations", [1, 3, 10])
-    def test_em_attention(self, evaluate: Callable[..., Any], scale: float, iterations: int):
+    def test_em_attention(self, evaluate: Callable[..., Any]):
         x, bases = features()
-        expression = "c.emAttention(m(x), m(bases), { iterations, scale })"
-        found = evaluate(expression, x=x, bases=bases, iterations=iterations, scale=scale)
-        expected = em_attention(x[None], bases, num_iters=iterations, scale=scale)
-        check(found["responsibilities"], expected.responsibilities[0])
-        check(found["bases"], expected.bases[0])
+        cases = list(product([1, 3, 10], [0.1, 1.0, 20.0]))
+        expression = "cases.map(([iterations, scale]) => c.emAttention(m(x), m(bases), { iterations, scale }))"
+        for (iterations, scale), found in zip(cases, evaluate(expression, x=x, bases=bases, cases=cases), strict=True):
+            expected = em_attention(x[None], bases, num_iters=iterations, scale=scale)
+            check(found["responsibilities"], expected.responsibilities[0])
+            check(found["bases"], expected.bases[0])
 
     def test_steps(self, evaluate: Callable[..., Any]):
         x, bases = features(seed=1)
@@ -117,11 +116,13 @@ class TestCore:
         found = evaluate("c.eStep(m(x), m(bases), 1e4)", x=x, bases=bases)
         check(found, e_step(x[None], bases[None], 1e4)[0])
 
-    @pytest.mark.parametrize("scale", [0.1, 1.0, 100.0])
-    def test_log_likelihood(self, evaluate: Callable[..., Any], scale: float):
+    def test_log_likelihood(self, evaluate: Callable[..., Any]):
         x, bases = features(seed=4)
-        found = evaluate("c.logLikelihood(m(x), m(bases), scale)", x=x, bases=bases, scale=scale)
-        check(found, log_likelihood(x[None], bases, scale)[0])
+        scales = [0.1, 1.0, 100.0]
+        found = evaluate(
+            "scales.map((scale) => c.logLikelihood(m(x), m(bases), scale))", x=x, bases=bases, scales=scales
+        )
+        check(found, torch.stack([log_likelihood(x[None], bases, scale)[0] for scale in scales]))
 
     def test_rows_of_attention(self, evaluate: Callable[..., Any]):
         x, bases = features(seed=5)
@@ -134,16 +135,14 @@ class TestCore:
         check(em, expected)
         check(effective, perplexity(expected))
 
-    @pytest.mark.parametrize("renormalize", RULES)
-    @pytest.mark.parametrize("momentum", [0.0, 0.9, 1.0])
-    def test_moving_average(self, evaluate: Callable[..., Any], renormalize: str, momentum: float):
+    def test_moving_average(self, evaluate: Callable[..., Any]):
         old = features(seed=6)[1]
         reached = torch.stack([normalize_bases(features(seed=seed)[1]) for seed in (7, 8, 9)])
-        found = evaluate(
-            "c.movingAverage(m(old), reached.map(m), momentum, renormalize)",
-            old=old, reached=reached, momentum=momentum, renormalize=renormalize,
-        )  # fmt: skip
-        check(found, MovingAverage(momentum, renormalize).update(old, reached))
+        cases = list(product([0.0, 0.9, 1.0], ["none", "batch_mean", "after_mixing"]))
+        expression = "cases.map((options) => c.movingAverage(m(old), reached.map(m), ...options))"
+        results = evaluate(expression, old=old, reached=reached, cases=cases)
+        for options, found in zip(cases, results, strict=True):
+            check(found, MovingAverage(*options).update(old, reached))
 
     def test_unpack(self, evaluate: Callable[..., Any]):
         packed = interactive.pack(features(seed=10)[0])

@@ -198,7 +198,8 @@
       const { curves, x, y, xMax, range, cursor } = content();
       const all = curves.flatMap((curve) => curve.values).filter(Number.isFinite);
       let [low, high] = range ?? [Math.min(...all), Math.max(...all)];
-      if (high - low < 1e-9 * Math.max(1, Math.abs(high))) [low, high] = [low - 0.5, high + 0.5];
+      const least = 1e-3 * Math.max(1, Math.abs(high)); // or the labels would need many digits
+      if (high - low < least) [low, high] = [(low + high - least) / 2, (low + high + least) / 2];
       const [left, right, top, bottom] = [52, width - 10, 22, height - 34];
       const across = (value) => left + ((right - left) * value) / xMax;
       const up = (value) => bottom - ((bottom - top) * (value - low)) / (high - low);

@@ -76,7 +76,7 @@
       where.paint((n) => {
         const weights = z.values.subarray(n * z.columns, (n + 1) * z.columns);
         const color = PALETTE[largest(weights)];
-        const certainty = 0.25 + 0.75 * Math.max(...weights);
+        const certainty = 0.4 + 0.6 * Math.max(...weights);
         return color.map((value) => 255 + certainty * (value - 255));
       });
       showLegend(shares(z));
