@@ -1,7 +1,8 @@
 """Images with a label for each pixel, read from files."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -128,16 +129,15 @@ def open_image(source: Path | str | Image.Image) -> tv_tensors.Image:
 def open_mask(path: Path | str, table: np.ndarray, colors: Mapping[Color, int] | None = None) -> tv_tensors.Mask:
     """The label map in a file, as uint8 (h, w), each value translated by `table` (see `lookup_table`).
 
-    A palette image is read as its indices: the colors are for people. Only an image in RGB is read by `colors`, where
-    they are given.
+    A palette image is read as its indices: the colors are for people. Where `colors` are given, an image in RGB is read
+    by them, and so is one whose palette has no other colors, as programs write that make an RGB image smaller.
 
     Raises:
         DataError: the file is missing, truncated, or not a single-channel image of 8 bits (the labels as colors,
             say, without `colors`), or a value is not in the table.
     """
-    stored = _decode(path, _to_colors if colors else _to_labels)
-    if stored.ndim == 3:
-        assert colors
+    stored = _decode(path, partial(_to_colors, colors=colors) if colors else _to_labels)
+    if colors and stored.ndim == 3:
         return tv_tensors.Mask(torch.from_numpy(_labels_of_colors(stored, colors, path)))
     labels = np.take(table, stored)
     if (labels == UNKNOWN).any():
@@ -237,9 +237,13 @@ def _to_labels(image: Image.Image, name: str) -> np.ndarray:
     return np.asarray(image)
 
 
-def _to_colors(image: Image.Image, name: str) -> np.ndarray:
-    """RGB as a uint8 array (h, w, 3), transparency disregarded; anything else as `_to_labels`."""
-    return np.asarray(image.convert("RGB")) if image.mode in ("RGB", "RGBA") else _to_labels(image, name)
+def _to_colors(image: Image.Image, name: str, colors: Collection[Color]) -> np.ndarray:
+    """What `colors` are to translate, as uint8 (h, w, 3), transparency disregarded; anything else as `_to_labels`."""
+    if image.mode in ("RGB", "RGBA", "P"):
+        rgb = np.array(image.convert("RGB"))
+        if image.mode != "P" or np.isin(_codes(rgb), _codes(np.array(list(colors)))).all():
+            return rgb
+    return _to_labels(image, name)
 
 
 def _ranges(values: np.ndarray) -> str:

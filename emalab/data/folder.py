@@ -1,8 +1,10 @@
 """Images and masks of one's own: a folder of them, and a few lines of YAML that say what the masks mean.
 
+The folder holds photographs of any size, and for each a mask under the same name and of the same size:
+
     roofs/classes.yaml
-    roofs/images/train/a.jpg    roofs/images/val/b.jpg    photographs, of any size
-    roofs/masks/train/a.png     roofs/masks/val/b.png     their labels, under the same name, of the same size
+    roofs/images/train/a.jpg    roofs/images/val/b.jpg
+    roofs/masks/train/a.png     roofs/masks/val/b.png
 
 Splits are the folders in `images/`, whatever their names; one without a counterpart in `masks/` has no labels, and can
 be predicted but not trained on. `classes.yaml` needs one key, and may have three more:
@@ -44,7 +46,8 @@ _SHOWN = 5  # names that an error lists
 class FolderLabels:
     """What the masks of a folder mean: `classes.yaml`, as a value.
 
-    A mask with one 8-bit channel (grey, or indices of a palette) is read by ``values``, one drawn in RGB by ``colors``.
+    A mask with one 8-bit channel (grey, or indices of a palette) is read by ``values``, one drawn in RGB, or with a
+    palette of these colors alone, by ``colors``.
 
     Args:
         classes: names; the position is the label after loading.

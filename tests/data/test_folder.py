@@ -173,6 +173,16 @@ def test_a_palette_is_read_by_its_indices(root: Path):
     assert load_folder(root, "val")[0].mask.unique().tolist() == [0, 1, 2, 255]
 
 
+def test_a_palette_of_the_classes_own_colors_is_read_by_color(root: Path):
+    """What a program leaves that has made an RGB mask smaller: its indices mean nothing."""
+    write(root, f"classes: [a, b, c]\ncolors: {[list(c) for c in COLORS]}\n")
+    labels = random_labels([0, 1, 2])
+    image = Image.fromarray((2 - labels).astype(np.uint8))
+    image.putpalette(np.array(COLORS[::-1], np.uint8).tobytes())
+    image.save(root / "masks/val/c.png")
+    assert np.array_equal(load_folder(root, "val")[0].mask, labels)
+
+
 def test_a_value_of_no_class(root: Path):
     save_mask(root / "masks/val/c.png", random_labels([0, 7]))
     with pytest.raises(UnknownLabelError, match=r"c\.png: .*7 \(\d+ px\); expected 0, 128, 254–255"):
