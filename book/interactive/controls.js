@@ -297,9 +297,14 @@
    * Put a figure in place of its picture. The picture stays if anything is missing.
    *
    * @param {string} id of the element that holds the picture and the data
+   * @param {number} patience frames to wait for it: JupyterLab runs a cell's scripts before its output is in the page
    */
-  function mount(id) {
+  function mount(id, patience = 100) {
     const container = document.getElementById(id);
+    if (!container) {
+      if (patience > 0) requestAnimationFrame(() => mount(id, patience - 1));
+      return;
+    }
     const data = JSON.parse(container.querySelector("script").textContent);
     const parts = emalab.figures[container.dataset.figure](data);
     container.replaceChildren(...parts);
