@@ -132,7 +132,7 @@ def em_attention(
         assert not isinstance(scale, Tensor)
         return _fused_em_attention(x, bases, num_iters, scale, norm, grad, eps, clamp, relu)
     if bases.ndim == 2:
-        bases = bases.expand(len(x), -1, -1)
+        bases = bases.expand(x.shape[0], -1, -1)
     bases = bases.to(x.dtype)
 
     def iterate(bases: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
@@ -173,7 +173,7 @@ def log_likelihood(x: Tensor, bases: Tensor, scale: float = 1.0) -> Tensor:
         (b,), in nats.
     """
     if bases.ndim == 2:
-        bases = rearrange(bases, "k c -> 1 k c").expand(len(x), -1, -1)
+        bases = rearrange(bases, "k c -> 1 k c").expand(x.shape[0], -1, -1)
     log_mean = _similarity(x, bases, scale).logsumexp(dim=-1) - math.log(bases.shape[1])
     return reduce(log_mean, "b n -> b", "sum")
 
@@ -243,7 +243,7 @@ def _check(x: Tensor, bases: Tensor, num_iters: int, **options: str) -> None:
             "em_attention expects x (b, n, c) and bases (k, c) or (b, k, c); "
             f"got x {tuple(x.shape)} and bases {tuple(bases.shape)}"
         )
-    if x.shape[-1] != bases.shape[-1] or (bases.ndim == 3 and len(bases) != len(x)):
+    if x.shape[-1] != bases.shape[-1] or (bases.ndim == 3 and bases.shape[0] != x.shape[0]):
         raise ValueError(
             f"x {tuple(x.shape)} and bases {tuple(bases.shape)} must agree in their channels c, "
             "and in b when there is one set of bases per image"

@@ -399,3 +399,11 @@ def test_conv_norm_act(kernel_size: int) -> None:
     assert block(inputs).shape == (2, 6, 5, 7)
     assert block(inputs).min() == 0
     assert ConvNormAct(4, 6, kernel_size, activation=False)(inputs).min() < 0
+
+
+def test_unit_is_exported_for_any_number_and_size_of_images() -> None:
+    unit = EMAU(8, num_bases=4).eval()
+    free = torch.export.Dim.AUTO
+    exported = torch.export.export(unit, (torch.randn(2, 8, 5, 6),), dynamic_shapes=({0: free, 2: free, 3: free},))
+    others = torch.randn(3, 8, 7, 4)
+    torch.testing.assert_close(exported.module()(others), unit(others))
