@@ -184,7 +184,8 @@ def _other_head(base: Recipe, context: ContextName, head: str) -> Recipe:
     if name == "voc-r101-deeplab-v3":
         published = _on_val(78.51, 79.77)
     elif name in others:
-        published = (Published(others[name], "single scale", "mmsegmentation, 40 000 iterations of its own recipe"),)
+        source = "mmsegmentation, single scale, 40 000 iterations of its own recipe"
+        published = (Published(others[name], "by another recipe", source),)
     return replace(
         base,
         name=name,
