@@ -27,6 +27,7 @@ def fingerprint() -> str:
         "emalab/**/*",
         "book/results/**/*",
         "book/interactive/*",
+        "book/ablation.py",
         "book/miniature.py",
         "tests/reference/*",
         "tests/closed_form.py",

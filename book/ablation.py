@@ -1,0 +1,187 @@
+"""What the chapters on ablations share: the records of a study, Student's intervals, one kind of figure and table.
+
+Records lie in ``results/studies/FAMILY/records``, one for each run, as `emalab study` writes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+
+from emalab.studies import Study, StudyFolder
+from emalab.studies.catalog import get_study
+from emalab.studies.summary import Interval, scores_by_seed
+
+STUDIES = Path(__file__).parent / "results" / "studies"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell of a study. Scores are mean IoU in percent."""
+
+    label: str
+    scores: dict[int, float]
+    """By seed."""
+    mean: Interval
+    difference: Interval
+    """From the base, over the seeds that both have."""
+    diverged: int
+    """Runs whose loss became infinite or NaN."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the records of a study say."""
+
+    study: Study
+    records: list[dict[str, Any]]
+    rows: list[Row]
+
+    @property
+    def base(self) -> Row:
+        """The row that all others are compared with."""
+        return next(row for row in self.rows if row.label == self.study.baseline.label)
+
+    def row(self, label: str) -> Row:
+        """The row of a cell."""
+        return next(row for row in self.rows if row.label == label)
+
+
+def student(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Mean and Student's interval, which knows how few values there are; no interval for one value."""
+    count = len(values)
+    if count < 2:
+        return Interval(values[0] if count else np.nan, np.nan, np.nan, count)
+    mean, error = float(np.mean(values)), float(stats.sem(values))
+    half = error * float(stats.t.ppf((1 + level) / 2, count - 1))
+    return Interval(mean, mean - half, mean + half, count)
+
+
+def findings(
+    name: str, evaluation: str | None = None, root: Path = STUDIES
+) -> Findings:
+    """Means and paired differences of all cells of a study that have a record, in the study's order.
+
+    Args:
+        name: of the study, as `emalab study --list` has it.
+        evaluation: label of a further evaluation; single scale by default.
+        root: folder of the families.
+    """
+    study = get_study(name)
+    records = StudyFolder(root / study.family).records(study)
+    base = _scores(study, records, study.baseline.label, evaluation)
+    rows = []
+    for cell in study.cells:
+        scores = _scores(study, records, cell.label, evaluation)
+        recipe = study.recipe(cell).name
+        diverged = sum(
+            "diverged" in record
+            for record in records
+            if record["recipe"]["name"] == recipe
+        )
+        if not scores and not diverged:
+            continue
+        common = sorted(scores.keys() & base.keys()) if cell != study.baseline else []
+        difference = student([scores[seed] - base[seed] for seed in common])
+        rows.append(
+            Row(
+                cell.label, scores, student(list(scores.values())), difference, diverged
+            )
+        )
+    return Findings(study, records, rows)
+
+
+def _scores(
+    study: Study, records: list[dict[str, Any]], label: str, evaluation: str | None
+) -> dict[int, float]:
+    cell = next(cell for cell in study.cells if cell.label == label)
+    found = scores_by_seed(records, study.recipe(cell).name, evaluation)
+    return {seed: 100 * value for seed, value in found.items()}
+
+
+def table(found: Findings, names: Mapping[str, str] | None = None) -> str:
+    """Aligned text: seeds, mean, difference from the base with its interval; and where the numbers come from."""
+    names = names or {}
+    labels = [names.get(row.label, row.label) for row in found.rows]
+    width = max(map(len, labels))
+    lines = [f"{'':<{width}}  seeds   mIoU  − base   95 % interval"]
+    for label, row in zip(labels, found.rows, strict=True):
+        line = f"{label:<{width}}  {len(row.scores):>5}  {row.mean.mean:5.2f}"
+        if row.difference.num_values:
+            line += f"  {row.difference.mean:+6.2f}"
+        if row.difference.num_values > 1:
+            line += f"  {row.difference.low:+6.2f} … {row.difference.high:+.2f}"
+        lines.append(line + (f"  {row.diverged} diverged" if row.diverged else ""))
+    return "\n".join([*lines, origin(found)])
+
+
+def origin(found: Findings) -> str:
+    """Runs, commits and devices."""
+    commits = sorted({str(record["commit"])[:7] for record in found.records})
+    devices = sorted({record["device"] for record in found.records})
+    return (
+        f"{len(found.records)} runs, commit {', '.join(commits)}, {', '.join(devices)}"
+    )
+
+
+def difference_figure(
+    panels: Mapping[str, Findings], names: Mapping[str, str] | None = None
+) -> Figure:
+    """Differences from the base with their intervals, and each seed's: a panel for each title, all on the same rows."""
+    names = names or {}
+    labels = list(
+        dict.fromkeys(row.label for found in panels.values() for row in found.rows)
+    )
+    labels = [
+        label
+        for label in labels
+        if any(_compared(found, label) for found in panels.values())
+    ]
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(1.8 + 3.2 * len(panels), 0.7 + 0.3 * len(labels)), sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for axis, (title, found) in zip(axes[0], panels.items(), strict=True):
+        for height, label in enumerate(labels):
+            if not _compared(found, label):
+                continue
+            row = found.row(label)
+            seeds = [
+                row.scores[seed] - found.base.scores[seed]
+                for seed in row.scores
+                if seed in found.base.scores
+            ]
+            axis.plot(
+                seeds, [height] * len(seeds), "o", color="#9aa7b5", markersize=3.5
+            )
+            if row.difference.num_values > 1:
+                axis.plot(
+                    [row.difference.low, row.difference.high],
+                    [height, height],
+                    color="#1f5fa8",
+                    linewidth=1.6,
+                )
+            axis.plot(row.difference.mean, height, "D", color="#1f5fa8", markersize=5)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.set(
+            title=title,
+            xlabel="mIoU − base, percentage points",
+            ylim=(len(labels) - 0.5, -0.5),
+        )
+        axis.set_yticks(
+            range(len(labels)), [names.get(label, label) for label in labels]
+        )
+        axis.grid(axis="x", alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _compared(found: Findings, label: str) -> bool:
+    return any(row.label == label and row.difference.num_values for row in found.rows)
