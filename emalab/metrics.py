@@ -20,13 +20,19 @@ class SegmentationScores:
     """Scores in [0, 1] over a whole split, with the conventions of the VOC benchmark and the authors' code.
 
     A class that is predicted somewhere and labeled nowhere has IoU 0; a class that is neither has IoU NaN and is left
-    out of ``miou``. Pixels with the ignored label count nowhere.
+    out of ``miou``. A class that is labeled nowhere, predicted or not, is left out of ``mean_class_accuracy`` and has
+    no weight in ``frequency_weighted_iou``; both are over all classes, whatever the headline's. Pixels with the ignored
+    label count nowhere.
     """
 
     miou: float
     """Mean IoU over the benchmark's headline classes (``report_name`` of its spec)."""
     pixel_accuracy: float
     """Share of labeled pixels that got their label."""
+    mean_class_accuracy: float
+    """That share (recall) of each class, averaged over the classes that are labeled somewhere: mAcc."""
+    frequency_weighted_iou: float
+    """IoU of the classes, each weighted by its share of the labeled pixels: fIoU."""
     iou: dict[str, float]
     """Intersection over union of each class, NaN where it occurs in neither labels nor predictions."""
     report_name: str
@@ -49,7 +55,7 @@ class SegmentationScores:
 
 
 def scores_from_confusion(confusion: Tensor, spec: DatasetSpec, images: int = 0) -> SegmentationScores:
-    """IoU_c = TP_c / (TP_c + FP_c + FN_c) and its means, from counts (classes, classes).
+    """IoU_c = TP_c / (TP_c + FP_c + FN_c), recall_c = TP_c / (TP_c + FN_c) and means, from counts (classes, classes).
 
     Rows of ``confusion`` are labels, columns are predictions.
 
@@ -61,11 +67,13 @@ def scores_from_confusion(confusion: Tensor, spec: DatasetSpec, images: int = 0)
     counts = confusion.double()
     if not counts.sum() > 0:
         raise ValueError(f"no labeled pixel of {spec.name} was counted; is every label {spec.ignore_index} (ignored)?")
-    hits = counts.diagonal()
-    iou = hits / (counts.sum(0) + counts.sum(1) - hits)  # 0 / 0 = NaN: in neither labels nor predictions
+    hits, labeled = counts.diagonal(), counts.sum(1)
+    iou = hits / (counts.sum(0) + labeled - hits)  # 0 / 0 = NaN: in neither labels nor predictions
     return SegmentationScores(
         miou=iou[list(spec.report_indices)].nanmean().item(),
         pixel_accuracy=(hits.sum() / counts.sum()).item(),
+        mean_class_accuracy=(hits / labeled).nanmean().item(),
+        frequency_weighted_iou=((labeled / counts.sum()) * iou).nansum().item(),
         iou=dict(zip(spec.classes, iou.tolist(), strict=True)),
         report_name=spec.report_name,
         images=images,

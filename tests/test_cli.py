@@ -222,6 +222,8 @@ class TestEvaluate:
         scores = json.loads(out.read_text())
         assert scores["images"] == 200
         assert f"mIoU {100 * scores['miou']:.2f}" in text
+        assert f"mean class accuracy {100 * scores['mean_class_accuracy']:.2f}" in text
+        assert f"frequency-weighted IoU {100 * scores['frequency_weighted_iou']:.2f}" in text
         assert all(name in text for name in scores["iou"])
 
     def test_as_the_recipe_scores_unless_told_otherwise(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from emalab.data.spec import DatasetSpec
 from emalab.metrics import SegmentationMetric, scores_from_confusion
 
 REFERENCE = np.load(Path(__file__).parent / "reference" / "metric.npz")
+Compare = Callable[..., None]
 SPEC = DatasetSpec("abc", "ABC", ("a", "b", "c"), ((0, 0, 0), (1, 1, 1), (2, 2, 2)), ("val",), "made up")
 
 
@@ -50,16 +52,23 @@ def test_is_a_count_by_hand(seed: int, batch: int) -> None:
     assert scores.images == batch
 
 
-def test_are_the_authors_scores() -> None:
+def test_parity_with_the_authors_scores(compare: Compare) -> None:
     spec = get_spec("voc")
     metric = SegmentationMetric(spec)
     for prediction, mask in zip(REFERENCE["pred"], REFERENCE["label"], strict=True):
         metric.update(torch.from_numpy(prediction)[None], torch.from_numpy(mask)[None])
     scores = metric.compute()
-    assert np.array_equal(metric.confusion(), REFERENCE["hist"])
-    np.testing.assert_allclose(list(scores.iou.values()), REFERENCE["class_iou"], rtol=1e-12)
-    assert scores.miou == pytest.approx(float(REFERENCE["mIoU"]), rel=1e-12)
-    assert scores.pixel_accuracy == pytest.approx(float(REFERENCE["pAcc"]), rel=1e-12)
+    compare("metrics: confusion matrix", metric.confusion(), REFERENCE["hist"], 0)
+    iou, expected = np.array(list(scores.iou.values())), REFERENCE["class_iou"]
+    assert np.array_equal(np.isnan(iou), np.isnan(expected))
+    compare("metrics: IoU of every class", iou[~np.isnan(iou)], expected[~np.isnan(expected)], 1e-12)
+    for name, ours, theirs in (
+        ("mIoU", scores.miou, "mIoU"),
+        ("pixel accuracy", scores.pixel_accuracy, "pAcc"),
+        ("mean class accuracy", scores.mean_class_accuracy, "mAcc"),
+        ("frequency-weighted IoU", scores.frequency_weighted_iou, "fIoU"),
+    ):
+        compare(f"metrics: {name}", ours, REFERENCE[theirs], 1e-12)
 
 
 class TestConventions:
@@ -73,6 +82,11 @@ class TestConventions:
         scores = counted(labels([0, 2, 1]), labels([0, 1, 1])).compute()
         assert scores.iou["c"] == 0
         assert scores.miou == pytest.approx((1 + 1 / 2 + 0) / 3)
+        assert scores.mean_class_accuracy == pytest.approx((1 + 1 / 2) / 2)  # labeled nowhere: left out
+        assert scores.frequency_weighted_iou == pytest.approx(1 / 3 * 1 + 2 / 3 * 1 / 2)
+        written = json.loads(json.dumps(scores.to_dict(), allow_nan=False))
+        assert written["mean_class_accuracy"] == scores.mean_class_accuracy
+        assert written["frequency_weighted_iou"] == scores.frequency_weighted_iou
 
     def test_ignored_pixels_count_nowhere(self) -> None:
         scores = counted(labels([0, 1, 2]), labels([0, 1, 255])).compute()

@@ -81,4 +81,6 @@ def _print_scores(scores: SegmentationScores) -> None:
     width = max(map(len, scores.iou))
     for name, iou in scores.iou.items():
         print(f"{name:<{width}}  {'absent' if iou != iou else f'{100 * iou:6.2f}'}")
+    accuracy, weighted = 100 * scores.mean_class_accuracy, 100 * scores.frequency_weighted_iou
+    print(f"mean class accuracy {accuracy:.2f}, frequency-weighted IoU {weighted:.2f}")
     print(f"{scores}, over {scores.images} images")
