@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shlex
 import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -33,6 +34,7 @@ __all__ = [
     "read_metadata",
     "read_recipe",
     "read_tensors",
+    "require_finite",
     "save_training_state",
     "shipped_weights",
 ]
@@ -63,8 +65,13 @@ def load_training_state(path: Path) -> tuple[Recipe, dict[str, Any]]:
     return _read_recipe(path, content.pop("recipe", "")), content
 
 
-def read_tensors(path: Path) -> Any:
+def read_tensors(path: Path, entry: str = "") -> Any:
     """Whatever `torch.save` wrote to ``path``, tensors on the CPU, without running code from the file.
+
+    Args:
+        path: the file.
+        entry: the weights' name in files of the library that wrote it; then the message about a pickle with code in it
+            gives the command that saves them alone.
 
     Raises:
         FileNotFoundError: no such file.
@@ -81,10 +88,18 @@ def read_tensors(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds more than tensors and plain values, and loading it could run code, so it was refused; "
-            "ask its author for a state dict or a safetensors file"
+            f"ask its author for a state dict or a safetensors file{_way_out(path, entry) if entry else ''}"
         ) from error
     except (RuntimeError, EOFError, zipfile.BadZipFile, OSError) as error:
         raise CheckpointError(f"{path} is damaged or no checkpoint ({error}); copy or train it again") from error
+
+
+def require_finite(tensors: Mapping[str, Tensor], problem: str) -> None:
+    """Raise `CheckpointError` "PROBLEM: …" naming the first tensor with NaN or infinite values, and how many it has."""
+    for key, value in tensors.items():
+        count = int((~value.isfinite()).sum())
+        if count:
+            raise CheckpointError(f"{problem}: {count} of the {value.numel()} values of {key} are NaN or infinite")
 
 
 def export_segmenter(
@@ -102,6 +117,7 @@ def export_segmenter(
 
     Raises:
         ValueError: a path with another ending.
+        CheckpointError: values that are NaN or infinite, or too large for ``dtype``; nothing is written.
     """
     if path.suffix != ".safetensors":
         raise ValueError(f"a released network is a .safetensors file; got {path}")
@@ -109,6 +125,8 @@ def export_segmenter(
         key: (value if key.endswith(_STATISTICS) else value.to(dtype)).contiguous().cpu()
         for key, value in model.state_dict().items()
     }
+    require_finite(model.state_dict(), f"{path} was not written, as the network is of no use")
+    require_finite(tensors, f"{path} was not written, as {dtype} is too narrow for the network")
     texts = {key: json.dumps(value) for key, value in metadata.items()}
     texts |= {"format": FORMAT, "recipe": json.dumps(recipe_to_dict(recipe))}
     write_atomically(path, lambda temporary: save_file(tensors, temporary, texts))
@@ -220,6 +238,18 @@ def _read_release(path: Path, tensors: bool = True) -> tuple[dict[str, Any], dic
         raise CheckpointError(f"{path} says nothing of how its network is built; it was not exported by emalab")
     recipe = _read_recipe(path, texts.pop("recipe", ""))
     return {**{key: json.loads(value) for key, value in texts.items()}, "recipe": recipe}, state
+
+
+def _way_out(path: Path, entry: str) -> str:
+    code = (
+        "import sys, torch; source, out = sys.argv[1:]; "
+        f'torch.save(torch.load(source, map_location="cpu", weights_only=False)["{entry}"], out)'
+    )
+    command = shlex.join(["python", "-c", code, str(path), str(path.with_name(f"{path.stem}-weights.pth"))])
+    return (
+        ", or, only if you trust the file, save its weights alone where the library that wrote it is installed: "
+        f"{command}"
+    )
 
 
 def _read_recipe(path: Path, text: str) -> Recipe:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import os
 import pickle
 from collections.abc import Iterator
@@ -92,6 +94,19 @@ class TestRelease:
     def test_is_a_safetensors_file(self, model: Segmenter, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"a released network is a \.safetensors file; got .*mine\.pt"):
             export_segmenter(model, tmp_path / "mine.pt", RECIPE, {})
+
+    @pytest.mark.parametrize(
+        ("value", "problem"),
+        [(math.nan, "the network is of no use"), (math.inf, "of no use"), (1e6, r"torch\.float16 is too narrow")],
+    )
+    def test_values_that_are_no_numbers_are_not_released(
+        self, value: float, problem: str, model: Segmenter, tmp_path: Path
+    ) -> None:
+        broken = copy.deepcopy(model)
+        broken.context.bases[:1, :3] = value
+        with pytest.raises(CheckpointError, match=rf"{problem}.*: 3 of the \d+ values of context\.bases are NaN"):
+            export_segmenter(broken, tmp_path / "a.safetensors", RECIPE, {})
+        assert not list(tmp_path.iterdir())
 
     def test_shipped_by_name(self, release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(checkpoints, "shipped_weights", lambda: {"mine": release})

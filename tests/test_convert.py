@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from closed_form import KEYS, MMSEG_KEYS, Source, shapes
@@ -212,6 +218,68 @@ class TestLoadMmseg:
             load_mmseg(small)
         with pytest.raises(CheckpointError, match="not a network of the authors' code: without extractor"):
             load_official(small_mmseg)
+
+
+@pytest.mark.parametrize("source", ["official", "mmseg"])
+class TestBothRefuse:
+    """What would otherwise be lost, or spread, without a word."""
+
+    LOAD: ClassVar = {"official": lambda state: load_official(state, 8, ()), "mmseg": load_mmseg}
+    CLASSIFIER: ClassVar = {"official": "fc2", "mmseg": "decode_head.conv_seg"}
+
+    def test_the_same_tensor_twice(self, source: Source) -> None:
+        state, bias = empty(source=source), f"{self.CLASSIFIER[source]}.bias"
+        state[f"module.{bias}"] = torch.ones_like(state[bias])
+        with pytest.raises(CheckpointError, match=rf"two tensors, with and without module\. in front, .* {bias}$"):
+            self.LOAD[source](state)
+
+    @pytest.mark.parametrize(("most", "few"), [("", "module."), ("module.", "")])
+    def test_some_keys_with_a_prefix(self, source: Source, most: str, few: str) -> None:
+        bias = f"{self.CLASSIFIER[source]}.bias"
+        state = {(few if key == bias else most) + key: value for key, value in empty(source=source).items()}
+        with pytest.raises(CheckpointError, match=rf"most keys are .* module\. in front, but .* it are {few}{bias}$"):
+            self.LOAD[source](state)
+
+    def test_scalars_and_whole_numbers(self, source: Source) -> None:
+        keys = {
+            "official": ("fc2.weight", "fc0.conv.weight", "fc1.0.conv.weight"),
+            "mmseg": (
+                "decode_head.conv_seg.weight",
+                "decode_head.ema_in_conv.conv.weight",
+                "decode_head.bottleneck.conv.weight",
+                "auxiliary_head.convs.0.conv.weight",
+            ),
+        }
+        for key in keys[source]:
+            state = empty(source=source)
+            for tensor, found in (
+                (torch.zeros(()), r"\(\), torch\.float32"),
+                (state[key].long(), r"\(.+\), torch\.int64"),
+            ):
+                with pytest.raises(CheckpointError, match=f"{key} is {found}, and not the real numbers"):
+                    self.LOAD[source]({**state, key: tensor})
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_values_that_are_no_numbers(self, source: Source, value: float) -> None:
+        bases = {"official": "emau.mu", "mmseg": "decode_head.ema_module.bases"}[source]
+        for key in (f"{self.CLASSIFIER[source]}.bias", bases):
+            state = empty(source=source)
+            state[key] = state[key].clone()
+            state[key].view(-1)[:2] = value
+            with pytest.raises(CheckpointError, match=rf"2 of the {state[key].numel()} values of {key} are NaN or inf"):
+                self.LOAD[source](state)
+
+
+class TestReadMmseg:
+    def test_the_way_out_of_code_beside_the_weights(self, tmp_path: Path) -> None:
+        """The message's command, run as it stands, leaves a file that can be read."""
+        state, path = {"a": torch.rand(2)}, tmp_path / "it's.pth"
+        torch.save({"state_dict": state, "meta": {"loss": np.float64(1)}, "message_hub": Fraction(1, 2)}, path)
+        with pytest.raises(CheckpointError, match="only if you trust the file") as refused:
+            read_mmseg(path)
+        _, *arguments = shlex.split(str(refused.value)[str(refused.value).index("python -c") :])
+        subprocess.run([sys.executable, *arguments], check=True)
+        assert torch.equal(read_mmseg(tmp_path / "it's-weights.pth")["a"], state["a"])
 
 
 class TestReadOfficial:

@@ -63,10 +63,11 @@ def load_mmseg(state: Mapping[str, Tensor], output_stride: int = 8, align_corner
         align_corners: how logits are enlarged; True for the networks released for crops of 769×769.
 
     Raises:
-        CheckpointError: a tensor that is missing, left over or of another shape; the message names it.
+        CheckpointError: a tensor that is missing, left over, there twice, of another shape, or with NaN or infinite
+            values; the message names it.
         ValueError: a stride that this network cannot have.
     """
-    state = {key.removeprefix("module."): value for key, value in state.items()}
+    state = MMSEG.unwrap(state)
     concat = any(key.startswith("decode_head.conv_cat.") for key in state)
     translation = MMSEG if concat else MMSEG_WITHOUT_CONCAT
     config = _config(translation, state, concat, output_stride, align_corners)
@@ -80,7 +81,7 @@ def read_mmseg(path: Path) -> dict[str, Tensor]:
         FileNotFoundError: no such file.
         CheckpointError: a damaged file, one with code in it, or none with a single state dict.
     """
-    return read_state_dict(path, "mmsegmentation")
+    return read_state_dict(path, "mmsegmentation", "state_dict")
 
 
 def mmseg_recipe(model: Segmenter, data: str = "cityscapes") -> Recipe:
@@ -115,14 +116,14 @@ def _config(
         translation.require(state, [auxiliary])
     blocks = tuple(count_blocks(state, f"backbone.layer{index}.") for index in range(1, 5))
     return SegmenterConfig(
-        num_classes=len(state[classifier]),
+        num_classes=translation.rows(state, classifier),
         backbone=_BLOCKS.get(blocks, "resnet50c"),
         backbone_blocks=() if blocks in _BLOCKS else blocks,
         output_stride=output_stride,
-        channels=len(state[reduction]),
-        head_channels=len(state[bottleneck]),
+        channels=translation.rows(state, reduction),
+        head_channels=translation.rows(state, bottleneck),
         concat_input=concat,
-        auxiliary_channels=len(state[auxiliary]) if auxiliary in state else 0,
+        auxiliary_channels=translation.rows(state, auxiliary) if auxiliary in state else 0,
         align_corners=align_corners,
         ema=EMAConfig(num_bases=translation.check_bases(state, bases), renormalize="batch_mean", eps=1e-12, clamp=True),
     )

@@ -53,10 +53,11 @@ def load_official(
         multi_grid: dilation factors of the last stage's blocks.
 
     Raises:
-        CheckpointError: a tensor that is missing, left over or of another shape; the message names it.
+        CheckpointError: a tensor that is missing, left over, there twice, of another shape, or with NaN or infinite
+            values; the message names it.
         ValueError: a stride or a multi-grid that this network cannot have.
     """
-    state = {key.removeprefix("module."): value for key, value in state.items()}
+    state = OFFICIAL.unwrap(state)
     model = build_segmenter(_config(state, output_stride, multi_grid)).to(state["fc2.weight"].dtype)
     return OFFICIAL.fill(model, state)
 
@@ -68,7 +69,7 @@ def read_official(path: Path) -> dict[str, Tensor]:
         FileNotFoundError: no such file.
         CheckpointError: a damaged file, one with code in it, or none with a single state dict.
     """
-    return read_state_dict(path, "the authors'")
+    return read_state_dict(path, "the authors'", "net")
 
 
 def official_recipe(model: Segmenter, data: str = "voc") -> Recipe:
@@ -88,14 +89,14 @@ def _config(state: Mapping[str, Tensor], output_stride: int, multi_grid: Sequenc
     )
     blocks = tuple(count_blocks(state, f"extractor.{index}.") for index in range(4, 8))
     return SegmenterConfig(
-        num_classes=len(state["fc2.weight"]),
+        num_classes=OFFICIAL.rows(state, "fc2.weight"),
         backbone=_BLOCKS.get(blocks, "resnet50s"),
         backbone_blocks=() if blocks in _BLOCKS else blocks,
         output_stride=output_stride,
         multi_grid=tuple(multi_grid),
         batch_norm_momentum=3e-4,
-        channels=len(state["fc0.conv.weight"]),
-        head_channels=len(state["fc1.0.conv.weight"]),
+        channels=OFFICIAL.rows(state, "fc0.conv.weight"),
+        head_channels=OFFICIAL.rows(state, "fc1.0.conv.weight"),
         align_corners=True,
         ema=EMAConfig(num_bases=OFFICIAL.check_bases(state, "emau.mu")),
     )

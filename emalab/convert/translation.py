@@ -10,12 +10,14 @@ from typing import Any
 from einops import rearrange
 from torch import Tensor
 
-from emalab.checkpoints import CheckpointError, read_tensors
+from emalab.checkpoints import CheckpointError, read_tensors, require_finite
 from emalab.data import get_spec
 from emalab.recipes import Recipe
 from emalab.segmenter import Segmenter
 
 __all__ = ["Translation", "count_blocks", "read_state_dict", "recipe_for"]
+
+_WRAPPER = "module."
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,33 @@ class Translation:
         """Raise `CheckpointError` naming those of ``keys`` that ``state`` lacks."""
         self._refuse("without", [key for key in keys if key not in state])
 
+    def unwrap(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``state`` without the ``module.`` that parallel training puts in front of every key, or of none.
+
+        Raises:
+            CheckpointError: keys with and without it; the message names those that collide, or are fewer.
+        """
+        wrapped = [key for key in state if key.startswith(_WRAPPER)]
+        bare = [key for key in state if not key.startswith(_WRAPPER)]
+        self._refuse(
+            f"two tensors, with and without {_WRAPPER} in front, are called",
+            [key for key in bare if _WRAPPER + key in state],
+        )
+        if wrapped and bare:
+            few, many = ("with", "without") if len(wrapped) < len(bare) else ("without", "with")
+            self._refuse(f"most keys are {many} {_WRAPPER} in front, but {few} it are", min(wrapped, bare, key=len))
+        return {key.removeprefix(_WRAPPER): value for key, value in state.items()}
+
+    def rows(self, state: Mapping[str, Tensor], key: str) -> int:
+        """Output channels of the convolution ``key`` (o, i, h, w); `CheckpointError` if it is no such tensor."""
+        weight = state[key]
+        if weight.ndim != 4 or not weight.is_floating_point():
+            raise CheckpointError(
+                f"not a network of {self.source}: {key} is {tuple(weight.shape)}, {weight.dtype}, and not the real "
+                "numbers (o, i, h, w) of a convolution"
+            )
+        return len(weight)
+
     def check_bases(self, state: Mapping[str, Tensor], key: str) -> int:
         """How many bases the tensor ``key`` (1, c, k) holds; `CheckpointError` if it has another shape."""
         bases = state[key]
@@ -53,7 +82,8 @@ class Translation:
         """``model`` with the tensors of ``state``, in evaluation mode.
 
         Raises:
-            CheckpointError: a tensor that is missing, left over or of another shape; the message names it.
+            CheckpointError: a tensor that is missing, left over, of another shape or with NaN or infinite values; the
+                message names it.
         """
         wanted = {self.theirs(key): value for key, value in model.state_dict().items()}
         # Batch counters decide nothing, and some versions of synchronized batch norm keep none.
@@ -67,6 +97,7 @@ class Translation:
                     f"not a network of {self.source}: {self.theirs(key)} is {tuple(ours[key].shape)} where the other "
                     f"tensors ask for {tuple(value.shape)}"
                 )
+        require_finite(state, f"not a usable network of {self.source}")
         model.load_state_dict(ours, strict=False)
         return model.eval()
 
@@ -83,14 +114,19 @@ def count_blocks(state: Mapping[str, Tensor], prefix: str) -> int:
     return max(len({key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)}), 1)
 
 
-def read_state_dict(path: Path, source: str) -> dict[str, Tensor]:
+def read_state_dict(path: Path, source: str, entry: str) -> dict[str, Tensor]:
     """The one state dict in a ``.pth`` file: bare, or beside an optimizer's state and other things.
+
+    Args:
+        path: the file.
+        source: whose it is, for messages.
+        entry: what the state dict is usually called there, for messages.
 
     Raises:
         FileNotFoundError: no such file.
         CheckpointError: a damaged file, one with code in it, or none with a single state dict.
     """
-    content = read_tensors(path)
+    content = read_tensors(path, entry)
     candidates = [content, *content.values()] if isinstance(content, dict) else []
     states = [candidate for candidate in candidates if _is_state_dict(candidate)]
     if len(states) != 1:
