@@ -11,10 +11,9 @@ first) and spells three names otherwise (`_SPELLINGS`); it is not read. The spli
 
 import json
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -103,8 +102,7 @@ def convert_context(
 
     - `"mat"`, the release: `VOCdevkit/VOC2010/trainval/NAME.mat` (`LabelMap`, 459 categories) and `labels.txt`, with
       VOC 2010's lists `ImageSets/Main/{train,val}.txt`;
-    - `"json"`, the file of the detail API: `VOCdevkit/VOC2010/trainval_merged.json`, whose masks need pycocotools. It
-      is read whole.
+    - `"json"`, the file of the detail API: `VOCdevkit/VOC2010/trainval_merged.json`, which is read whole.
 
     The same labels give the same files from both. The labels that are published in the two forms are not quite the
     same, though (mmsegmentation's pull request 474 found masks that differ): a score should say which it is of.
@@ -117,8 +115,8 @@ def convert_context(
         progress: show a progress bar.
 
     Raises:
-        DataError: neither form is there, pycocotools is needed and not installed, a split is missing, or a label map
-            is missing, damaged, of another size than its image, or holds ids above 459.
+        DataError: neither form is there, a split is missing, or a label map is missing, damaged, of another size than
+            its image, or holds ids above 459.
     """
     voc = root / FOLDER
     mats, merged = voc / "trainval", voc / "trainval_merged.json"
@@ -155,7 +153,8 @@ def _check_categories(path: Path) -> None:
     """
     if not path.is_file():  # the label maps can be had without it
         return
-    pairs = [line.split(":", 1) for line in path.read_text().splitlines() if line.strip()]
+    text = path.read_text(encoding="utf-8", errors="replace")
+    pairs = [line.split(":", 1) for line in text.splitlines() if line.strip()]
     if not all(len(pair) == 2 and pair[0].strip().isdecimal() for pair in pairs):
         raise UnreadableFileError(f"{path}: not a list of categories, one 'id: name' a line.")
     named = {int(category): name.replace(" ", "") for category, name in pairs}
@@ -172,7 +171,6 @@ def _read_mat(folder: Path, name: str) -> np.ndarray:
 
 def _read_json(path: Path) -> tuple[dict[str, list[str]], Callable[[str], np.ndarray]]:
     """The names of each split, and the function from a name to its labels."""
-    masks = _import_pycocotools()
     try:
         with path.open() as file:
             content = json.load(file, object_hook=_needed)
@@ -196,12 +194,13 @@ def _read_json(path: Path) -> tuple[dict[str, list[str]], Callable[[str], np.nda
         categories = np.zeros((image["height"], image["width"]), dtype=np.int64)
         for category, segmentation in segments[image["image_id"]]:
             try:
-                mask = masks.decode(segmentation)
+                mask = decode_mask(segmentation)
+                category = int(category)
             except (ValueError, TypeError, KeyError) as error:
                 raise UnreadableFileError(f"{path}: {name}: a mask cannot be decoded ({error}).") from error
             if mask.shape != categories.shape:
                 raise SizeMismatchError(f"{path}: {name}: a mask is {mask.shape}, the image {categories.shape}.")
-            categories[mask > 0] = category
+            categories[mask] = category
         return translate(f"{path}: {name}", categories, _VALUES)
 
     return names, read
@@ -218,12 +217,31 @@ def _needed(entry: dict[str, Any]) -> dict[str, Any]:
     return {key: entry[key] for key in entry.keys() & _KEYS}
 
 
-def _import_pycocotools() -> ModuleType:
-    try:
-        from pycocotools import mask
-    except ImportError as error:
-        raise DataError(
-            "The masks in trainval_merged.json are COCO's run-length codes, which pycocotools decodes: "
-            "pip install pycocotools, or use the .mat files of the release."
-        ) from error
-    return mask
+def decode_mask(segmentation: Mapping[str, Any]) -> np.ndarray:
+    """COCO's compressed run-length code as a mask, bool (h, w).
+
+    The runs go down the columns, alternately outside and inside. Each is written in base 32, least digit first, six
+    bits a character from "0" on, of which the highest says that more follow; from the fourth run on, what is written is
+    the difference from the run before last. (pycocotools decodes the same, and reads past the end of a damaged code.)
+
+    Raises:
+        ValueError: no such code, or runs that do not add up to ``segmentation["size"]``.
+        KeyError, TypeError: no ``size`` or ``counts``, or of other types.
+    """
+    height, width = map(int, segmentation["size"])
+    code = np.frombuffer(segmentation["counts"].encode("ascii"), np.uint8).astype(np.int64) - ord("0")
+    if not code.size or code.min() < 0 or code.max() > 63 or code[-1] & 32:
+        raise ValueError("its run-length code is cut short, or has strange characters")
+    ends = np.flatnonzero(code & 32 == 0)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    digits = ends - starts + 1
+    if digits.max() > 6:
+        raise ValueError("its run-length code has a run beyond all images")
+    place = np.arange(code.size) - np.repeat(starts, digits)
+    runs = np.add.reduceat((code & 31) << 5 * place, starts)
+    runs -= np.where(code[ends] & 16, 1 << 5 * digits, 0)  # two's complement
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    if runs.min() < 0 or runs.sum() != height * width:
+        raise ValueError(f"its run-length code adds up to {runs.sum()} pixels, not to {height} × {width}")
+    return np.repeat(np.arange(runs.size) % 2 == 1, runs).reshape(width, height).T

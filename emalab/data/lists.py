@@ -46,7 +46,11 @@ def read_names(root: Path, *candidates: str, advice: str | None = None) -> list[
             f"folder that contains {candidates[0].partition('/')[0]}/ (--data-root or EMALAB_DATA). "
             + (advice or "The release must hold this split.")
         )
-    names = [Path(line.split()[0]).stem for line in path.read_text().splitlines() if line.strip()]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a list of names in UTF-8 ({error}). Unpack the data set again.") from error
+    names = [Path(line.split()[0]).stem for line in lines if line.strip()]
     if not names:
         raise DataError(f"{path}: lists no images. Unpack the data set again.")
     name, count = Counter(names).most_common(1)[0]

@@ -57,6 +57,8 @@ def prepare_dataset(
     needed = [choices for choices in release.archives if not any(archive.unpacked(root) for archive in choices)]
     folder = root / DOWNLOADS if source is None else source
     files = [(choices[0], folder / choices[0].name) for choices in needed] if source is None else _find(needed, source)
+    if root.exists() and not root.is_dir():
+        raise DataError(f"the data root {root} is a file; name a folder, which is made if need be (--data-root)")
     root.mkdir(parents=True, exist_ok=True)
     _check_space(root, [archive for archive, _ in files], downloaded=source is None, kept=keep_archives)
     for archive, path in files:

@@ -1,16 +1,17 @@
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from tiny_data import CONTEXT_LISTS, context_label_map, make_context_json, make_context_mat, run_length, save_mat
 
 from emalab.data import DataError, load_dataset
 from emalab.data.check import check_dataset
-from emalab.data.context import CATEGORIES, CONTEXT_59, CONTEXT_60, convert_context
+from emalab.data.context import CATEGORIES, CONTEXT_59, CONTEXT_60, convert_context, decode_mask
 from emalab.data.errors import MissingFileError, SizeMismatchError, UnknownLabelError, UnreadableFileError
 from emalab.data.voc import voc_palette
 
@@ -235,7 +236,20 @@ def change_first_segment(content: dict, **changes) -> None:
         (
             lambda c: change_first_segment(c, segmentation=run_length(np.eye(99)) | {"size": [24, 32]}),
             UnreadableFileError,
-            "2008_000002: a mask cannot be decoded",
+            "2008_000002: a mask cannot be decoded .its run-length code adds up to 9801 pixels, not to 24 × 32",
+        ),
+        *(
+            (
+                lambda c, code=code: change_first_segment(c, segmentation={"size": [24, 32], "counts": code}),
+                UnreadableFileError,
+                "2008_000002: a mask cannot be decoded",
+            )
+            for code in ("", "0", "zzz\u00e9", "zzz", "ooooooooo0", "P0", "\x00")
+        ),
+        (
+            lambda c: change_first_segment(c, category_id="x"),
+            UnreadableFileError,
+            "2008_000002: a mask cannot be decoded .invalid literal",
         ),
     ],
 )
@@ -256,8 +270,7 @@ def test_what_is_no_json_of_the_detail_api(tmp_path, text):
         convert_context(tmp_path)
 
 
-def test_without_pycocotools_the_way_out_is_named(tmp_path, monkeypatch):
-    make_context_json(tmp_path)
-    monkeypatch.setitem(sys.modules, "pycocotools", None)
-    with pytest.raises(DataError, match=r"pip install pycocotools, or use the \.mat files"):
-        convert_context(tmp_path)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 40), st.floats(0, 1))
+def test_masks_are_decoded_as_pycocotools_does(seed, height, width, share):
+    mask = np.random.default_rng(seed).random((height, width)) < share
+    assert np.array_equal(decode_mask(run_length(mask)), mask)

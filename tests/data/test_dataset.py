@@ -10,6 +10,7 @@ from torchvision import tv_tensors
 from emalab.data import DataError, load_dataset, load_images
 from emalab.data.dataset import UNKNOWN, SegmentationDataset, lookup_table, open_image
 from emalab.data.errors import MissingFileError, SizeMismatchError, UnknownLabelError, UnreadableFileError
+from emalab.data.lists import read_names
 from emalab.data.voc import VOC
 
 
@@ -274,3 +275,9 @@ def test_damage_in_real_data_is_found(real_data_root, tmp_path):
     (tmp_path / source.image.name).write_bytes(content[: len(content) // 2])
     with pytest.raises(UnreadableFileError, match=source.image.stem):
         SegmentationDataset(VOC, [(image, mask)])[0]
+
+
+def test_a_list_in_another_encoding_is_named(tmp_path):
+    (tmp_path / "val.txt").write_bytes(b"2007_000001\n\xff\n")
+    with pytest.raises(DataError, match=r"val\.txt: not a list of names in UTF-8"):
+        read_names(tmp_path, "val.txt")

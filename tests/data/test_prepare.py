@@ -317,6 +317,11 @@ class TestFailures:
         prepare_dataset("voc", tmp_path, say=lambda _: None)
         assert server.ranges == [None]
 
+    def test_root_that_is_a_file(self, archives: Path, tmp_path: Path) -> None:
+        (tmp_path / "root").touch()
+        with pytest.raises(DataError, match=r"the data root .*root is a file; name a folder"):
+            prepare_dataset("voc", tmp_path / "root", archives, say=lambda _: None)
+
     @pytest.mark.parametrize("status", [404, 403])
     def test_refused(self, status: int, server: FileServer, tmp_path: Path) -> None:
         server.status = status
