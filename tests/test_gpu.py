@@ -39,11 +39,17 @@ def five_steps(recipe: Recipe, out: Path, options: RunOptions) -> tuple[Tensor, 
 
 @pytest.mark.parametrize("execution", ["cuda_graph", "compile"])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_steps_by_graph_are_eager_steps(precision: str, execution: str, tmp_path: Path) -> None:
+def test_steps_by_graph_are_eager_steps(
+    precision: str, execution: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # TF32 rounds where cuDNN convolves, and not where the compiler makes that a product; AdamW magnifies roundings.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    optim = {"optimizer": "sgd", "lr": 0.05}
     eager, recorded = (
-        five_steps(tiny_recipe(precision=precision, execution=way), tmp_path / way, GPU) for way in ("eager", execution)
+        five_steps(tiny_recipe(precision=precision, execution=way, optim=optim), tmp_path / way, GPU)
+        for way in ("eager", execution)
     )
-    tolerance = {"rtol": 2e-2, "atol": 1e-2} if precision == "bf16-mixed" else {"rtol": 3e-3, "atol": 1e-4}
+    tolerance = {"rtol": 2e-2, "atol": 1e-2} if precision == "bf16-mixed" else {"rtol": 1e-4, "atol": 1e-5}
     for ours, theirs in zip(recorded, eager, strict=True):
         torch.testing.assert_close(ours, theirs, **tolerance)
 

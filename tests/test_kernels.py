@@ -75,8 +75,8 @@ class TestPlan:
         ("k", "c", "dtype", "expected"),
         [
             (64, 512, torch.bfloat16, True),
-            (128, 512, torch.float16, True),
-            (256, 512, torch.bfloat16, False),
+            (40, 1024, torch.float16, True),
+            (128, 256, torch.bfloat16, False),
             (64, 512, torch.float32, False),
         ],
     )
