@@ -126,7 +126,8 @@ def _serve(connection: Connection, task: Task) -> None:
 
     torch.set_num_threads(task.threads)
     worker = LocalWorker(task)  # imports lightning, which then lets its log talk
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # or every run says which precision it has
+    for part in ("lightning.fabric", "lightning.pytorch"):  # or every run says which precision it has
+        logging.getLogger(part).setLevel(logging.WARNING)
     while True:
         try:
             run = connection.recv()
