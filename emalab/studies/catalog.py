@@ -193,14 +193,25 @@ def _evidence() -> Study:
         for scene, name in scenes.items()
         for head, context in heads.items()
     ]
-    far = {"data.name": "shapes-far"}
+    far, longer = {"data.name": "shapes-far"}, {"optim.iterations": 4 * base.optim.iterations}
     ema = "model.ema."
     settings: dict[str, dict[str, Any]] = {
         **{f"K={bases}": {ema + "num_bases": bases} for bases in (4, 16, 32)},
         **{f"lambda={scale}": {ema + "scale": scale} for scale in (4.0, 16.0)},
+        "gradient last": {ema + "grad": "last"},
         "gradient unrolled": {ema + "grad": "unroll"},
+        "gradient unrolled, first conv frozen": {ema + "grad": "unroll", ema + "freeze_input": True},
+        **{f"rate {rate}": {"optim.lr": rate} for rate in (0.001, 0.01)},
+        "four times as long": longer,
     }
     cells += [Cell(f"EMA, far cue, {label}", {**far, **changes}) for label, changes in settings.items()]
+    cells += [
+        Cell("non-local, far cue, four times as long", {"model.context": "non_local", **far, **longer}),
+        Cell(
+            "EMA, pooled, much noise, gradient unrolled",
+            {"data.name": scenes["pooled, much noise"], ema + "grad": "unroll"},
+        ),
+    ]
     return Study(
         "shapes-evidence", "what context modules carry across generated scenes", base, tuple(cells), "shapes-evidence"
     )
