@@ -31,7 +31,9 @@ class Row:
     """By seed."""
     mean: Interval
     difference: Interval
-    """From the base, over the seeds that both have."""
+    """From the base, over the seeds that both have; the interval is that of these few pairs alone."""
+    pooled: Interval
+    """From the base, with the scatter of all cells of the family; see `two_way`."""
     diverged: int
     """Runs whose loss became infinite or NaN."""
 
@@ -64,6 +66,49 @@ def student(values: Sequence[float], level: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half, count)
 
 
+def two_way(
+    scores: Mapping[str, Mapping[int, float]], base: str, level: float = 0.95
+) -> dict[str, Interval]:
+    """Differences of all cells from one, with the scatter that they have in common.
+
+    Three seeds hardly know their own scatter. Least squares fits score = cell + seed + noise to all runs, seeds as
+    effects of their own; the noise of all cells gives one variance, and so many degrees of freedom that Student's t is
+    near 2 (the two-way layout of Montgomery, Design and Analysis of Experiments, ch. 4). It assumes that all cells
+    scatter alike.
+
+    Args:
+        scores: cell → seed → score; cells may lack seeds.
+        base: cell that all others are compared with.
+        level: of the intervals.
+    """
+    cells = [cell for cell, by_seed in scores.items() if by_seed]
+    seeds = sorted({seed for by_seed in scores.values() for seed in by_seed})
+    runs = [(cell, seed) for cell in cells for seed in scores[cell]]
+    design = np.array(
+        [
+            [cell == c for c in cells] + [seed == s for s in seeds[1:]]
+            for cell, seed in runs
+        ],
+        dtype=float,
+    )
+    observed = np.array([scores[cell][seed] for cell, seed in runs])
+    effects, _, rank, _ = np.linalg.lstsq(design, observed, rcond=None)
+    freedom = len(runs) - int(rank)
+    found = {}
+    for index, cell in enumerate(cells):
+        if cell == base or base not in cells:
+            continue
+        contrast = np.zeros(design.shape[1])
+        contrast[index], contrast[cells.index(base)] = 1, -1
+        mean, half = float(contrast @ effects), np.nan
+        if freedom:
+            noise = np.sum((observed - design @ effects) ** 2) / freedom
+            variance = noise * contrast @ np.linalg.pinv(design.T @ design) @ contrast
+            half = float(stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(variance))
+        found[cell] = Interval(mean, mean - half, mean + half, len(scores[cell]))
+    return found
+
+
 def findings(
     name: str, evaluation: str | None = None, root: Path = STUDIES
 ) -> Findings:
@@ -75,7 +120,19 @@ def findings(
         root: folder of the families.
     """
     study = get_study(name)
-    records = StudyFolder(root / study.family).records(study)
+    folder = StudyFolder(root / study.family)
+    records = folder.records(study)
+    family = get_study(study.family)
+    everything = folder.records(family)
+    pooled = two_way(
+        {
+            family.recipe(cell).name: _scores(
+                family, everything, cell.label, evaluation
+            )
+            for cell in family.cells
+        },
+        study.recipe(study.baseline).name,
+    )
     base = _scores(study, records, study.baseline.label, evaluation)
     rows = []
     for cell in study.cells:
@@ -92,7 +149,12 @@ def findings(
         difference = student([scores[seed] - base[seed] for seed in common])
         rows.append(
             Row(
-                cell.label, scores, student(list(scores.values())), difference, diverged
+                cell.label,
+                scores,
+                student(list(scores.values())),
+                difference,
+                pooled.get(recipe, student([])),
+                diverged,
             )
         )
     return Findings(study, records, rows)
@@ -107,17 +169,23 @@ def _scores(
 
 
 def table(found: Findings, names: Mapping[str, str] | None = None) -> str:
-    """Aligned text: seeds, mean, difference from the base with its interval; and where the numbers come from."""
+    """Aligned text: seeds, mean, difference from the base over pairs of seeds and with the scatter of all cells, each
+    with its interval; and where the numbers come from."""
     names = names or {}
     labels = [names.get(row.label, row.label) for row in found.rows]
     width = max(map(len, labels))
-    lines = [f"{'':<{width}}  seeds   mIoU  − base   95 % interval"]
+    lines = [
+        f"{'':<{width}}  seeds   mIoU  − base   95 %, own scatter  − base   95 %, all cells'"
+    ]
     for label, row in zip(labels, found.rows, strict=True):
         line = f"{label:<{width}}  {len(row.scores):>5}  {row.mean.mean:5.2f}"
         if row.difference.num_values:
             line += f"  {row.difference.mean:+6.2f}"
         if row.difference.num_values > 1:
-            line += f"  {row.difference.low:+6.2f} … {row.difference.high:+.2f}"
+            line += f"  {row.difference.low:+6.2f} … {row.difference.high:+6.2f}"
+        if np.isfinite(row.pooled.low):
+            pooled = row.pooled
+            line = f"{line:<{width + 40}}  {pooled.mean:+6.2f}  {pooled.low:+6.2f} … {pooled.high:+6.2f}"
         lines.append(line + (f"  {row.diverged} diverged" if row.diverged else ""))
     return "\n".join([*lines, origin(found)])
 
@@ -134,7 +202,11 @@ def origin(found: Findings) -> str:
 def difference_figure(
     panels: Mapping[str, Findings], names: Mapping[str, str] | None = None
 ) -> Figure:
-    """Differences from the base with their intervals, and each seed's: a panel for each title, all on the same rows."""
+    """Differences from the base: a panel for each title, all on the same rows.
+
+    Blue, with the scatter of all cells; gray, each pair of seeds and the interval of these pairs alone, which leaves
+    the panel where it is very wide.
+    """
     names = names or {}
     labels = list(
         dict.fromkeys(row.label for found in panels.values() for row in found.rows)
@@ -162,16 +234,17 @@ def difference_figure(
                 seeds, [height] * len(seeds), "o", color="#9aa7b5", markersize=3.5
             )
             if row.difference.num_values > 1:
-                axis.plot(
-                    [row.difference.low, row.difference.high],
-                    [height, height],
-                    color="#1f5fa8",
-                    linewidth=1.6,
-                )
-            axis.plot(row.difference.mean, height, "D", color="#1f5fa8", markersize=5)
+                low, high = row.difference.low, row.difference.high
+                axis.plot([low, high], [height, height], color="#9aa7b5", linewidth=1)
+            if np.isfinite(row.pooled.low):
+                low, high = row.pooled.low, row.pooled.high
+                axis.plot([low, high], [height, height], color="#1f5fa8", linewidth=2.2)
+            axis.plot(row.pooled.mean, height, "D", color="#1f5fa8", markersize=5)
         axis.axvline(0, color="black", linewidth=0.8)
+        reach = 1.1 * max(_extent(found, label) for label in labels)
         axis.set(
             title=title,
+            xlim=(-reach, reach),
             xlabel="mIoU − base, percentage points",
             ylim=(len(labels) - 0.5, -0.5),
         )
@@ -181,6 +254,15 @@ def difference_figure(
         axis.grid(axis="x", alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _extent(found: Findings, label: str) -> float:
+    """How far from zero the seeds' differences and the interval over all cells reach."""
+    if not _compared(found, label):
+        return 0.0
+    row, base = found.row(label), found.base.scores
+    pairs = [abs(row.scores[seed] - base[seed]) for seed in row.scores if seed in base]
+    return float(np.nanmax([*pairs, abs(row.pooled.low), abs(row.pooled.high)]))
 
 
 def _compared(found: Findings, label: str) -> bool:
