@@ -203,6 +203,7 @@ def _evidence() -> Study:
         "gradient unrolled, first conv frozen": {ema + "grad": "unroll", ema + "freeze_input": True},
         **{f"rate {rate}": {"optim.lr": rate} for rate in (0.001, 0.01)},
         "four times as long": longer,
+        "gradient unrolled, four times as long": {ema + "grad": "unroll", **longer},
     }
     cells += [Cell(f"EMA, far cue, {label}", {**far, **changes}) for label, changes in settings.items()]
     cells += [
@@ -211,6 +212,8 @@ def _evidence() -> Study:
             "EMA, pooled, much noise, gradient unrolled",
             {"data.name": scenes["pooled, much noise"], ema + "grad": "unroll"},
         ),
+        Cell("EMA, pooled, four times as long", longer),
+        Cell("EMA, pooled, gradient unrolled, four times as long", {ema + "grad": "unroll", **longer}),
     ]
     return Study(
         "shapes-evidence", "what context modules carry across generated scenes", base, tuple(cells), "shapes-evidence"
