@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import ablation
 import numpy as np
 import pytest
@@ -85,6 +87,20 @@ def test_every_record_of_a_study_is_complete() -> None:
         assert len(folder.records(study)) == len(files)
         if family == "shapes":
             assert files == names
+
+
+def test_repeated_runs_are_of_the_study() -> None:
+    """Each has a record of the same recipe and seed in the study, from another commit."""
+    folder = ablation.STUDIES.parent
+    repeated = json.loads((folder / "voc-animals-repeat.json").read_text())["records"]
+    study = get_study("voc-animals")
+    records = {(r["recipe"]["name"], r["seed"]): r for r in StudyFolder(ablation.STUDIES / study.family).records(study)}
+    assert repeated
+    for first in repeated:
+        again = records[first["recipe"]["name"], first["seed"]]
+        assert first["recipe"] == again["recipe"]
+        assert first["device"] == again["device"]
+        assert first["commit"] != again["commit"]
 
 
 def test_figure_has_a_row_for_every_cell_but_the_base() -> None:
