@@ -175,7 +175,7 @@ def table(found: Findings, names: Mapping[str, str] | None = None) -> str:
     labels = [names.get(row.label, row.label) for row in found.rows]
     width = max(map(len, labels))
     lines = [
-        f"{'':<{width}}  seeds   mIoU  − base   95 %, own scatter  − base   95 %, all cells'"
+        f"{'':<{width}}  seeds   mIoU  − base   95 %, own scatter  − base   95 %, all cells"
     ]
     for label, row in zip(labels, found.rows, strict=True):
         line = f"{label:<{width}}  {len(row.scores):>5}  {row.mean.mean:5.2f}"
