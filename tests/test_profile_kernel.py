@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -122,3 +123,10 @@ class TestRecords:
             for launch in row["several"]:
                 if launch["phase"] == "accumulate":
                     assert features < launch["dram_read_bytes"] < features + 2**22
+
+    def test_the_readme_says_what_the_record_says(self, bench: dict[str, Any]) -> None:
+        readme = (RESULTS.parents[1] / "README.md").read_text()
+        kernel, flash = re.search(r"kernel: ([\d.]+) ms for 16 × 65² .* FlashAttention takes ([\d.]+)", readme).groups()
+        paper = {"b": 16, "n": 65**2, "k": 64, "c": 512, "iterations": 3, "dtype": "bfloat16"}
+        replayed = {row["method"]: f"{1e3 * row['replayed']:.2f}" for row in bench["rows"] if row["size"] == paper}
+        assert (kernel, flash) == (replayed["em-triton"], replayed["non-local-sdpa"])
