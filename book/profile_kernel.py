@@ -46,6 +46,7 @@ COUNTERS = {  # ours: theirs, and what one of theirs is of ours
     "clock_mhz": ("gpc__cycles_elapsed.avg.per_second", 1e-6),
 }
 UNITS = {"microseconds": "ns", "clock_mhz": "hz", "shared_memory_bytes": "byte/block"}
+DEVICE = "device__attribute_display_name"
 STALLS = "smsp__average_warps_issue_stalled_", "_per_issue_active.ratio"
 
 
@@ -69,8 +70,8 @@ def launch(positions: int, /) -> None:
     torch.cuda.synchronize()
 
 
-def read(table: Path) -> list[dict[str, Any]]:
-    """The counters of each launch of the second call, in order, from the CSV of Nsight Compute.
+def read(table: Path, device: str) -> list[dict[str, Any]]:
+    """The counters of each launch of the second call on that GPU, in order, from the CSV of Nsight Compute.
 
     Raises:
         ValueError: the file is not the table of `launch`; the message says why.
@@ -89,6 +90,10 @@ def read(table: Path) -> list[dict[str, Any]]:
         if units[COUNTERS[name][0]] != unit:
             found = units[COUNTERS[name][0]]
             raise ValueError(f"{table}: {COUNTERS[name][0]} is in {found}, not {unit}")
+    if (found := rows[0][DEVICE]) != device:
+        raise ValueError(
+            f"{table} is of {found}, and the record of timings of {device}"
+        )
     several, one = rows[len(phases) : CALLS * len(phases)], rows[-1]
     return [
         {"phase": phase, **distilled(row)}
@@ -150,7 +155,7 @@ def distill(
         "rows": [
             {"n": int(table.stem), "several": launches[:-1], "one": launches[-1]}
             for table in tables
-            for launches in [read(table)]
+            for launches in [read(table, origin["device"])]
         ],
     }
     write_record(out, record)

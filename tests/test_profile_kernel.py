@@ -12,7 +12,7 @@ from typing import Any
 
 import profile_kernel
 import pytest
-from profile_kernel import COUNTERS, STALLS, UNITS, distill, read
+from profile_kernel import COUNTERS, DEVICE, STALLS, UNITS, distill, read
 
 from emalab.bench import Size
 from emalab.results import write_record
@@ -26,20 +26,20 @@ def table(launches: int = 16, unit: str = "ns") -> str:
     """As `ncu` prints it: what it has to say, a head, units, and a line for each launch."""
     text = io.StringIO()
     names = [*(theirs for theirs, _ in COUNTERS.values()), *(f"{STALLS[0]}{name}{STALLS[1]}" for name in WAITS)]
-    rows = csv.DictWriter(text, ["ID", *names], quoting=csv.QUOTE_ALL)
+    rows = csv.DictWriter(text, ["ID", DEVICE, *names], quoting=csv.QUOTE_ALL)
     rows.writeheader()
     rows.writerow({COUNTERS[name][0]: value for name, value in {**UNITS, "microseconds": unit}.items()})
     for i in range(launches):
         counters = {theirs: f"{1000 + i:,}" for theirs, _ in COUNTERS.values()}
         waits = {f"{STALLS[0]}{name}{STALLS[1]}": value for name, value in WAITS.items()}
-        rows.writerow({"ID": i, **counters, **waits})
+        rows.writerow({"ID": i, DEVICE: "G", **counters, **waits})
     return f"==PROF== Connected\nPlan(…)\n{text.getvalue()}"
 
 
 class TestReading:
     def test_the_second_call_counts(self, tmp_path: Path) -> None:
         (tmp_path / "7.csv").write_text(table())
-        launches = read(tmp_path / "7.csv")
+        launches = read(tmp_path / "7.csv", "G")
         assert [row["phase"] for row in launches] == [*PHASES, "all"]
         assert [row["registers"] for row in launches] == [*range(1007, 1014), 1015]
         assert launches[0]["microseconds"] == 1.007
@@ -51,13 +51,14 @@ class TestReading:
             ("==ERROR== no permission", r"7\.csv holds no CSV table of Nsight Compute"),
             (table(launches=9), r"7\.csv has 9 launches, not 2 × \(7 \+ 1\)"),
             (table(unit="us"), r"gpu__time_duration\.sum is in us, not ns"),
+            (table().replace('"G"', '"H"'), r"7\.csv is of H, and the record of timings of G"),
         ],
-        ids=["no table", "cut short", "another unit"],
+        ids=["no table", "cut short", "another unit", "another GPU"],
     )
     def test_what_is_no_such_table(self, text: str, message: str, tmp_path: Path) -> None:
         (tmp_path / "7.csv").write_text(text)
         with pytest.raises(ValueError, match=message):
-            read(tmp_path / "7.csv")
+            read(tmp_path / "7.csv", "G")
 
     def test_record(self, tmp_path: Path) -> None:
         (tmp_path / "7.csv").write_text(table())
