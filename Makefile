@@ -24,10 +24,11 @@ book: $(INSTALLED) ## Execute every chapter and render the book into _build/html
 test: $(INSTALLED) ## Run the tests and every notebook
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest book tests --nbmake --nbmake-timeout=600 -n $(WORKERS) --dist=worksteal
 
-lint: $(INSTALLED) ## Check style, formatting, types, and that notebooks carry no outputs
+lint: $(INSTALLED) ## Check style, formatting, types, spelling, and that notebooks carry no outputs
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
+	@$(VENV)/bin/codespell README.md book emalab tests
 	@$(if $(NOTEBOOKS),$(RUN) -m nbstripout --verify --keep-id $(NOTEBOOKS))
 
 format: $(INSTALLED) ## Fix what ruff can fix, and strip the notebooks
