@@ -170,24 +170,23 @@ def _scores(
 
 def table(found: Findings, names: Mapping[str, str] | None = None) -> str:
     """Aligned text: seeds, mean, difference from the base over pairs of seeds and with the scatter of all cells, each
-    with its interval; and where the numbers come from."""
+    with half its 95 % interval; and where the numbers come from."""
     names = names or {}
     labels = [names.get(row.label, row.label) for row in found.rows]
     width = max(map(len, labels))
-    lines = [
-        f"{'':<{width}}  seeds   mIoU  − base   95 %, own scatter  − base   95 %, all cells"
-    ]
+    lines = [f"{'':<{width}}  seeds   mIoU  − base, pairs  − base, all cells"]
     for label, row in zip(labels, found.rows, strict=True):
         line = f"{label:<{width}}  {len(row.scores):>5}  {row.mean.mean:5.2f}"
         if row.difference.num_values:
-            line += f"  {row.difference.mean:+6.2f}"
-        if row.difference.num_values > 1:
-            line += f"  {row.difference.low:+6.2f} … {row.difference.high:+6.2f}"
-        if np.isfinite(row.pooled.low):
-            pooled = row.pooled
-            line = f"{line:<{width + 40}}  {pooled.mean:+6.2f}  {pooled.low:+6.2f} … {pooled.high:+6.2f}"
+            line += f"  {_with_half(row.difference):<13}  {_with_half(row.pooled)}"
         lines.append(line + (f"  {row.diverged} diverged" if row.diverged else ""))
     return "\n".join([*lines, origin(found)])
+
+
+def _with_half(interval: Interval) -> str:
+    """Mean ± half of a symmetric interval, where there is one."""
+    half = interval.high - interval.mean
+    return f"{interval.mean:+.2f}" + (f" ± {half:.2f}" if np.isfinite(half) else "")
 
 
 def origin(found: Findings) -> str:

@@ -78,7 +78,7 @@ def main() -> None:
     for panel, group in zip(panels[1], strongest.tolist(), strict=True):
         share = rearrange(shares[:, group], "(h w) -> h w", h=height).numpy()
         count = int((groups == group).sum())
-        alike = f"{count} bases that are alike" if count > 1 else "a single base"
+        alike = f"{count} bases, all alike" if count > 1 else "a single base"
         show(panel, photo, f"who resembles {alike}")
         large = Image.fromarray(share.astype(np.float32)).resize(
             (SIDE, SIDE), Image.Resampling.BILINEAR
