@@ -1,5 +1,6 @@
 """Release archives: downloaded with resume, verified, and unpacked whole or not at all."""
 
+import errno
 import gzip
 import hashlib
 import http.client
@@ -13,6 +14,7 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -24,6 +26,8 @@ _CHUNK = 1 << 20  # bytes read at a time
 _PATIENCE = 60.0  # seconds without a byte after which a connection counts as lost
 _LOST = (urllib.error.URLError, ConnectionError, TimeoutError, ssl.SSLError, http.client.HTTPException)
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError)
+
+_UNWRITABLE = (errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOTDIR)
 
 
 class ArchiveError(DataError):
@@ -240,8 +244,8 @@ def unpack(archive: Path, folder: Path, parts: Sequence[Part] = (Part(),), *, pr
 def _unpack_tar(archive: Path, folder: Path) -> Iterator[str]:
     with tarfile.open(archive) as tar:
         for member in tar:
-            _check_name(archive, member.name)
-            tar.extract(member, folder, filter="data")
+            with _writing(archive, member.name):
+                tar.extract(member, folder, filter="data")
             yield member.name
         # tarfile takes anything but a header for the end. A true end is zeros, or the end of the file; reading on to
         # the end of the stream checks gzip's checksum.
@@ -256,16 +260,31 @@ def _unpack_tar(archive: Path, folder: Path) -> Iterator[str]:
 def _unpack_zip(archive: Path, folder: Path) -> Iterator[str]:
     with zipfile.ZipFile(archive) as file:
         for member in file.infolist():
-            _check_name(archive, member.filename)
             if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise ArchiveError(f"{archive}: refused, as {member.filename!r} is a link or a device")
-            file.extract(member, folder)
+            with _writing(archive, member.filename):
+                file.extract(member, folder)
             yield member.filename
 
 
 def _copy(file: Path, folder: Path) -> Iterator[str]:
     shutil.copyfile(file, folder / file.name)
     yield file.name
+
+
+@contextmanager
+def _writing(archive: Path, name: str) -> Iterator[None]:
+    """Refuse a member whose name is unsafe, or that cannot be written for what it is; a full disk is no such thing."""
+    _check_name(archive, name)
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        raise ArchiveError(
+            f"{archive}: its member {name[:80]!r} cannot be written ({error.strerror}): the name is too long, or is "
+            "that of a file and of a folder. Is it the right file?"
+        ) from error
 
 
 def _check_name(archive: Path, name: str) -> None:

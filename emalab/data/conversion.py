@@ -50,6 +50,11 @@ def read_mat(path: Path, key: str, *others: str) -> dict[str, Any]:
         raise MissingFileError(f"{path}: no such file. Unpack the release again.")
     try:
         content = loadmat(path, squeeze_me=True, struct_as_record=False, variable_names=[key, *others])
+    except NotImplementedError as error:
+        raise UnreadableFileError(
+            f"{path}: a file of MATLAB 7.3, which is HDF5; releases have version 5. Save it with -v7, or unpack the "
+            "release again."
+        ) from error
     except Exception as error:  # scipy's reader raises nearly anything on damaged bytes
         reason = str(error) or type(error).__name__
         raise UnreadableFileError(f"{path}: not a readable .mat file ({reason}); it may be cut short.") from error
@@ -72,16 +77,25 @@ def translate(source: Path | str, stored: Any, table: np.ndarray) -> np.ndarray:
         DataError: `stored` is not a matrix of whole numbers, or a value is outside the table.
     """
     stored = np.asarray(stored)
-    if stored.ndim != 2 or stored.dtype.kind not in "uif" or (stored % 1 != 0).any():
+    if stored.ndim != 2 or stored.dtype.kind not in "uif":
         raise UnreadableFileError(
             f"{source}: labels are {stored.dtype} of shape {stored.shape}, expected a matrix of whole numbers."
         )
-    index = stored.astype(np.int64)
-    outside = (index < 0) | (index >= len(table))
-    labels = np.where(outside, UNKNOWN, table[np.where(outside, 0, index)]).astype(np.uint8)
-    if (unknown := np.unique(index[labels == UNKNOWN])).size:
+    with np.errstate(invalid="ignore"):
+        broken = np.argwhere(~(np.mod(stored, 1) == 0))  # NaN and infinity, too
+    if broken.size:
+        row, column = broken[0]
+        raise UnreadableFileError(
+            f"{source}: the label at row {row}, column {column} is {stored[row, column]} ({len(broken)} such in all), "
+            "expected whole numbers."
+        )
+    outside = (stored < 0) | (stored >= len(table))
+    index = np.where(outside, 0, stored).astype(np.int64)
+    labels = np.where(outside, UNKNOWN, table[index]).astype(np.uint8)
+    if (unknown := np.unique(stored[labels == UNKNOWN])).size:
+        shown = ", ".join(f"{value:.15g}" for value in unknown[:_SHOWN])
         raise UnknownLabelError(
-            f"{source}: label values outside the label set: {', '.join(map(str, unknown[:_SHOWN]))}. "
+            f"{source}: label values outside the label set: {shown}. "
             "Is this the label map of another data set or release?"
         )
     return labels

@@ -310,6 +310,14 @@ class TestHarm:
             unpack(path, folder)
         assert list(folder.iterdir()) == []
 
+    @pytest.mark.parametrize("kind", MAKERS)
+    @pytest.mark.parametrize("names", [("a", "a/b"), ("long" * 80,)], ids=["file and folder", "too long"])
+    def test_member_that_no_disk_holds(self, names: tuple[str, ...], kind: str, folder: Path) -> None:
+        path = MAKERS[kind](folder.parent / kind, FILES | dict.fromkeys(names, b"x"))
+        with pytest.raises(ArchiveError, match=rf"{kind}: its member '{names[-1][:80]}' cannot be written"):
+            unpack(path, folder)
+        assert list(folder.iterdir()) == []
+
     def test_link_inside_is_kept(self, folder: Path) -> None:
         unpack(make_tar(folder.parent / "a.tar", FILES, special("top/link", tarfile.SYMTYPE, "deep/b.bin")), folder)
         assert (folder / "top/link").read_bytes() == FILES["top/deep/b.bin"]

@@ -84,14 +84,28 @@ def test_translate(dtype):
     assert labels.tolist() == [[255, 0], [1, 1]]
 
 
-@pytest.mark.parametrize(("stored", "named"), [(2, "2"), (4, "4"), (65535, "65535"), (-1, "-1")])
+@pytest.mark.parametrize(("stored", "named"), [(2, "2"), (4, "4"), (65535, "65535"), (-1, "-1"), (1e30, "1e")])
 def test_values_outside_the_table_are_named(stored, named):
     table = value_table({0: 255, 1: 0, 3: 1}, 4)
-    with pytest.raises(UnknownLabelError, match=rf"a\.mat: label values outside the label set: {named}\."):
+    with pytest.raises(UnknownLabelError, match=rf"a\.mat: label values outside the label set: {named}"):
         translate("a.mat", np.array([[0, stored]]), table)
 
 
-@pytest.mark.parametrize("stored", [np.array([[0.5]]), np.array([[np.nan]]), np.zeros((2, 2, 3)), "text", None])
+@pytest.mark.parametrize("value", [0.5, np.nan, np.inf])
+def test_labels_that_are_no_whole_numbers(value):
+    stored = np.array([[0.0, 0.0], [0.0, value]])
+    with pytest.raises(UnreadableFileError, match=rf"a\.mat: the label at row 1, column 1 is {value} \(1 such"):
+        translate("a.mat", stored, value_table({0: 0}, 1))
+
+
+def test_a_newer_file_of_matlab(tmp_path):
+    path = tmp_path / "a.mat"
+    path.write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM")
+    with pytest.raises(UnreadableFileError, match=r"a\.mat: a file of MATLAB 7\.3, which is HDF5"):
+        read_mat(path, "LabelMap")
+
+
+@pytest.mark.parametrize("stored", [np.zeros((2, 2, 3)), "text", None])
 def test_what_is_no_label_map(stored):
     with pytest.raises(UnreadableFileError, match=r"a\.mat: labels are .* expected a matrix of whole numbers"):
         translate("a.mat", stored, value_table({0: 0}, 1))
