@@ -191,8 +191,6 @@ def _read_json(path: Path) -> tuple[dict[str, list[str]], Callable[[str], np.nda
 
     def read(name: str) -> np.ndarray:
         image = by_name[name]
-        if image["image_id"] not in segments:  # without labels, it would all be background
-            raise UnreadableFileError(f"{path}: {name}: no segment belongs to this image. Is the file whole?")
         categories = np.zeros((image["height"], image["width"]), dtype=np.int64)
         for category, segmentation in segments[image["image_id"]]:
             try:
