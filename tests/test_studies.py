@@ -313,8 +313,9 @@ class TestRuns:
         outcome, _ = run_tiny(study, tmp_path, deadline_seconds=100.0, seconds_per_run=101.0)
         assert (len(outcome.postponed), outcome.finished) == (4, [])
         run_tiny(study, tmp_path, only=("frozen",))  # from now on the folder knows how long a run takes
-        assert len(run_tiny(study, tmp_path, deadline_seconds=0.0, seconds_per_run=0.0)[0].postponed) == 2
-        outcome, _ = run_tiny(study, tmp_path, deadline_seconds=100.0, seconds_per_run=101.0)
+        assert len(run_tiny(study, tmp_path, deadline_seconds=0.0)[0].postponed) == 2
+        assert len(run_tiny(study, tmp_path, deadline_seconds=100.0, seconds_per_run=101.0)[0].postponed) == 2
+        outcome, _ = run_tiny(study, tmp_path, deadline_seconds=100.0)
         assert (outcome.postponed, len(outcome.finished)) == ([], 2)
 
     def test_plan_predicts_minutes(self, tmp_path: Path) -> None:

@@ -52,8 +52,8 @@ def run(
         shard: I/N takes every N-th run from the I-th on, I = 0 … N−1: a share for one of N machines without a common
             disk. Put the records into one folder afterwards.
         only: labels of the cells to run; all by default.
-        deadline_seconds: start no run that is predicted, from the mean of finished ones, to end later than this.
-        seconds_per_run: prediction while no run is finished.
+        deadline_seconds: start no run that is predicted, see below, to end later than this.
+        seconds_per_run: prediction; by default the median of all finished runs, on whatever machine.
         keep_weights: keep the trained networks in weights/.
         commit: commit to record; by default that of the running source.
         dry_run: show the runs and how long they will take, and run none.

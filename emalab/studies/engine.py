@@ -41,7 +41,7 @@ class StudyOptions:
     deadline_seconds: float | None = None
     """Start no run that is predicted to end later than this from now."""
     seconds_per_run: float | None = None
-    """Predicted duration until the first run of the folder is finished."""
+    """Predicted duration of a run; by default the median of the finished ones."""
     keep_weights: bool = False
     """Keep the trained networks."""
     commit: str | None = None
@@ -94,7 +94,7 @@ def make_plan(study: Study, folder: StudyFolder, options: StudyOptions) -> Plan:
     """The runs of this shard and how far they are; errors as in `Study.runs` and `StudyFolder.read`."""
     index, count = options.shard
     runs = study.runs(options.only)[index::count]
-    seconds = folder.seconds_per_run() or options.seconds_per_run
+    seconds = options.seconds_per_run or folder.seconds_per_run()
     return Plan(runs, [folder.state(run) for run in runs], seconds)
 
 
@@ -194,7 +194,7 @@ class _Agenda:
             if self.closed or not self.waiting:
                 return None
             limit = self.options.deadline_seconds
-            predicted = self.folder.seconds_per_run() or self.options.seconds_per_run or 0.0
+            predicted = self.options.seconds_per_run or self.folder.seconds_per_run() or 0.0
             if limit is not None and time.monotonic() - self.started + predicted > limit:
                 self.outcome.postponed += [run.name for run in self.waiting]
                 self.waiting.clear()

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 from emalab.recipes import Recipe, recipe_from_dict
@@ -143,14 +144,14 @@ class StudyFolder:
         return [run.name for run in study.runs() if self.state(run) == "failed"]
 
     def seconds_per_run(self) -> float | None:
-        """Mean duration of all finished runs in the folder; None before the first."""
+        """Median duration of all finished runs in the folder; None before the first."""
         durations = []
         for path in sorted(self.root.glob("records/*.json")):
             try:
                 durations.append(float(_parse(path)["seconds"]["run"]))
             except CorruptRecordError:
                 continue
-        return sum(durations) / len(durations) if durations else None
+        return median(durations) if durations else None
 
     def clear_failure(self, run: Run) -> None:
         """Forget what stopped a run that has succeeded since."""
