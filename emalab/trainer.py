@@ -6,8 +6,11 @@ and a resumed run equals an uninterrupted one.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import math
 import time
+import weakref
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -142,6 +145,15 @@ class _TrainingStep(nn.Module):
         torch.cuda.make_graphed_callables(self, (images.clone(), masks.clone()))
         for name, buffer in self.named_buffers():  # undo what the warm-up did to running statistics and bases
             buffer.copy_(buffers[name])
+        if torch.distributed.is_initialized():
+            # NCCL's group ends at exit and would wait for ever for a graph that holds its kernels; this comes before.
+            atexit.register(_forget_graph, weakref.ref(self))
+
+
+def _forget_graph(step: weakref.ref[_TrainingStep]) -> None:
+    if (module := step()) is not None:
+        del module.forward
+    gc.collect()
 
 
 class Trainer:
