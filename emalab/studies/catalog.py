@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import cache
 from typing import Any
 
 from emalab.recipes import Recipe, get_recipe
@@ -230,6 +231,7 @@ def _tiny() -> Study:
     return Study("shapes-tiny", "six runs of seconds: bases moved and bases left alone", base, cells, "shapes-tiny")
 
 
+@cache
 def studies() -> dict[str, list[Study]]:
     """Every study under the name of its family, that of all its cells first."""
     families = [
