@@ -1,0 +1,104 @@
+"""Bases that the ranks agree on, and bases that follow the first rank's share of every batch alone.
+
+    python book/measure_agreement.py
+
+writes ``book/results/shapes-agreement.json``, which the chapter "How should the bases be kept?" reads. It trains on
+generated scenes, without a GPU, for ten minutes on one core.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from torch import Tensor
+from tqdm import tqdm
+
+from emalab.bases import MovingAverage
+from emalab.recipes import Recipe
+from emalab.results import environment, git_commit, write_record
+from emalab.studies.catalog import get_study
+from emalab.trainer import RunOptions, Trainer
+
+
+@dataclass(frozen=True)
+class FirstShare(MovingAverage):
+    """The moving average if nobody adds up the means of the ranks.
+
+    Every rank then moves its own bases, and before the next step DDP hands the buffers of the first rank to all: what
+    remains is the average over the first rank's images. So one process can play all ranks, exactly so where batch
+    normalization is shared.
+    """
+
+    ranks: int = 1
+
+    def update(self, bases: Tensor, batch_bases: Tensor) -> Tensor:
+        """(k, c), (b, k, c) → (k, c); ``ranks`` must divide b.
+
+        Raises:
+            ValueError: it does not.
+        """
+        if len(batch_bases) % self.ranks:
+            raise ValueError(
+                f"{self.ranks} ranks cannot share a batch of {len(batch_bases)} images evenly"
+            )
+        return super().update(bases, batch_bases[: len(batch_bases) // self.ranks])
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to train."""
+
+    out: Path = Path("book/results/shapes-agreement.json")
+    """The record."""
+    ranks: tuple[int, ...] = (1, 4, 16)
+    """Ranks that share a batch; with one there is nothing to agree on."""
+    momenta: tuple[float, ...] = (0.9, 0.0)
+    """α, the weight of the old bases."""
+    seeds: int = 5
+    """Runs of each."""
+
+
+def score(recipe: Recipe, strategy: MovingAverage) -> float:
+    """Mean IoU, in percent, of a network trained with these bases."""
+    options = RunOptions(
+        accelerator="cpu", progress=False, checkpoint_every=recipe.optim.iterations
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(recipe, Path(folder) / "run", options)
+        trainer.model.context.maintenance = strategy
+        return 100 * trainer.fit().scores["single scale"].miou
+
+
+def main(arguments: Arguments) -> None:
+    """Train all, and write the record."""
+    torch.set_num_threads(1)
+    study = get_study("shapes")
+    commit = git_commit()
+    runs = [
+        (momentum, ranks, seed)
+        for seed in range(arguments.seeds)
+        for momentum in arguments.momenta
+        for ranks in arguments.ranks
+    ]
+    rows = []
+    for momentum, ranks, seed in tqdm(runs):
+        recipe = study.recipe(study.baseline, seed)
+        miou = score(recipe, FirstShare(momentum, ranks=ranks))
+        rows.append({"momentum": momentum, "ranks": ranks, "seed": seed, "miou": miou})
+    record = {
+        "what": "mean IoU in percent on generated scenes, pooled evidence, if bases follow the first rank's share",
+        "recipe": study.recipe(study.baseline).name,
+        "batch_size": study.base.optim.batch_size,
+        "commit": commit,
+        **environment(torch.device("cpu")),
+        "rows": rows,
+    }
+    write_record(arguments.out, record)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))
