@@ -22,6 +22,7 @@ from emalab.kernels.plan import pays
 Norm = Literal["l2", "layer", "none"]
 Grad = Literal["stop", "last", "unroll"]
 Backend = Literal["auto", "torch", "triton"]
+_CHOICES = {"norm": get_args(Norm), "grad": get_args(Grad), "backend": get_args(Backend)}
 
 __all__ = ["EMOutput", "e_step", "em_attention", "log_likelihood", "m_step", "normalize_bases", "reconstruct"]
 
@@ -248,7 +249,7 @@ def _check(x: Tensor, bases: Tensor, num_iters: int, **options: str) -> None:
             f"x {tuple(x.shape)} and bases {tuple(bases.shape)} must agree in their channels c, "
             "and in b when there is one set of bases per image"
         )
-    if min(*x.shape[1:], bases.shape[-2]) < 1:
+    if min(x.shape[1], x.shape[2]) < 1 or bases.shape[-2] < 1:
         raise ValueError(
             f"em_attention needs a position, a channel and a base; got x {tuple(x.shape)}, bases {tuple(bases.shape)}"
         )
@@ -256,7 +257,6 @@ def _check(x: Tensor, bases: Tensor, num_iters: int, **options: str) -> None:
         raise TypeError(f"em_attention needs floating-point features, got {x.dtype}; call x.float() first")
     if num_iters < 1:
         raise ValueError(f"num_iters must be at least 1, got {num_iters}")
-    allowed = {"norm": get_args(Norm), "grad": get_args(Grad), "backend": get_args(Backend)}
     for option, value in options.items():
-        if value not in allowed[option]:
-            raise ValueError(f"{option} must be one of {', '.join(allowed[option])}; got {value!r}")
+        if value not in _CHOICES[option]:
+            raise ValueError(f"{option} must be one of {', '.join(_CHOICES[option])}; got {value!r}")

@@ -210,4 +210,4 @@ class Normalize(nn.Module):
             raise TypeError(f"Normalize takes uint8 images in 0–255, got {images.dtype}")
         mean, std = self.mean.to(images.device), self.std.to(images.device)
         dtype = torch.promote_types(mean.dtype, torch.float32)
-        return (images.as_subclass(Tensor).to(dtype) / 255 - mean) / std
+        return (images.to(dtype) / 255 - mean) / std

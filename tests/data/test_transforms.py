@@ -60,7 +60,8 @@ def test_one_pixel_wide():
     assert (out.image == 77).all()
 
 
-@pytest.mark.parametrize("scale", [0.5, 0.6, 0.75, 1.0, 1.3, 2.0])
+# Not 0.5 nor 0.75: means of two labels are halves, which versions of torch round up or down.
+@pytest.mark.parametrize("scale", [0.45, 0.6, 0.7, 1.0, 1.3, 2.0])
 @pytest.mark.parametrize("crop", [(40, 50), (90, 110), (150, 60)])
 @pytest.mark.parametrize("flip", [0.0, 1.0])
 def test_image_and_labels_stay_aligned(scale, crop, flip):
