@@ -190,7 +190,7 @@ def write_context(
     if form == "json":
         phases = {name: split for split, listed in splits.items() for name in listed}
         content = _detail_json(label_maps, phases)
-        (voc / "trainval_merged.json").write_text(json.dumps(content))
+        (voc / "trainval_merged.json").write_text(json.dumps(content), encoding="utf-8")
         return
     for name, numbers in label_maps.items():
         _save_mat(voc / f"trainval/{name}.mat", LabelMap=numbers)
@@ -294,7 +294,7 @@ def _save_mat(path: Path, **variables: object) -> None:
 
 def _save_list(path: Path, lines: Iterable[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{line}\n" for line in lines))
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 # ---- Recipes ----

@@ -76,7 +76,7 @@ def read(table: Path, device: str) -> list[dict[str, Any]]:
     Raises:
         ValueError: the file is not the table of `launch`; the message says why.
     """
-    lines = table.read_text().splitlines()
+    lines = table.read_text(encoding="utf-8").splitlines()
     head = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
     if head is None:
         raise ValueError(f"{table} holds no CSV table of Nsight Compute")

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
+from io import TextIOWrapper
 from typing import NoReturn
 
 import tyro
@@ -39,6 +40,9 @@ _HELP = ("-h", "--help")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; exits 0 when it did what was asked, 1 with a message when it could not, 2 for a wrong command."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a file or pipe in Windows' code page has no λ: a "?" rather than an end
+            stream.reconfigure(errors="replace")
     if words[:1] == ["--version"]:
         print(version("emalab"))
         return

@@ -18,7 +18,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.touch()
         mode = stat.S_IMODE(temporary.stat().st_mode)  # as the umask has it; safetensors would leave 0600
         write(temporary)
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:  # Windows syncs only what may be written
             os.fsync(file.fileno())
         temporary.chmod(mode)
         temporary.replace(path)

@@ -64,7 +64,7 @@ def scores_from_confusion(confusion: Tensor, spec: DatasetSpec, images: int = 0)
     """
     if confusion.shape != (spec.num_classes, spec.num_classes):
         raise ValueError(f"{spec.name} has {spec.num_classes} classes; got a confusion matrix {tuple(confusion.shape)}")
-    counts = confusion.double()
+    counts = confusion.cpu().double()  # Apple's GPUs have no float64
     if not counts.sum() > 0:
         raise ValueError(f"no labeled pixel of {spec.name} was counted; is every label {spec.ignore_index} (ignored)?")
     hits, labeled = counts.diagonal(), counts.sum(1)

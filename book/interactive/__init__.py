@@ -98,9 +98,11 @@ def interactive(
     png = _png(picture)
     identifier = f"interactive-{name}"
     scripts = ("core", "controls", name.replace("-", "_"))
-    script = "\n".join((FOLDER / f"{each}.js").read_text() for each in scripts)
+    script = "\n".join(
+        (FOLDER / f"{each}.js").read_text(encoding="utf-8") for each in scripts
+    )
     markup = (
-        f"<style>{(FOLDER / 'figures.css').read_text()}</style>\n"
+        f"<style>{(FOLDER / 'figures.css').read_text(encoding='utf-8')}</style>\n"
         f'<div class="emalab-figure" id="{identifier}" data-figure="{name}">'
         f'<img src="{_uri("image/png", png)}" alt="{html.escape(alt)}">'
         f'<script type="application/json">{text}</script></div>\n'

@@ -172,7 +172,7 @@ def _read_mat(folder: Path, name: str) -> np.ndarray:
 def _read_json(path: Path) -> tuple[dict[str, list[str]], Callable[[str], np.ndarray]]:
     """The names of each split, and the function from a name to its labels."""
     try:
-        with path.open() as file:
+        with path.open(encoding="utf-8") as file:
             content = json.load(file, object_hook=_needed)
         images = {image["image_id"]: image for image in content["images"]}
         by_name = {Path(image["file_name"]).stem: image for image in images.values()}

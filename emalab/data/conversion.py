@@ -181,7 +181,7 @@ def run_all(
 def write_names(path: Path, names: Iterable[str]) -> None:
     """A list of images, one name a line, sorted; the file appears whole."""
     text = "".join(f"{name}\n" for name in sorted(names))
-    write_atomically(path, lambda temporary: temporary.write_text(text))
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _check_size(target: Path, labels: np.ndarray, image: Path) -> None:

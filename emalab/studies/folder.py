@@ -6,16 +6,16 @@ number of processes may work in one folder, and there is nothing to repair after
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from emalab.recipes import Recipe, recipe_from_dict
 from emalab.studies.config import Run, Study, same_training
@@ -62,9 +62,9 @@ class StudyFolder:
         """Whether this process may run it: no other one does, nor can until the context ends."""
         path = self.root / "claims" / f"{run.name}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
+        with path.open("ab") as file:
             try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: forked loaders do not hold it
+                _lock(file)
             except OSError:
                 yield False
                 return
@@ -162,6 +162,18 @@ class StudyFolder:
         self.root.mkdir(parents=True, exist_ok=True)
         if not os.access(self.root, os.W_OK):
             raise PermissionError(f"{self.root} cannot be written; choose another folder with --out")
+
+
+def _lock(file: IO[bytes]) -> None:
+    """Lock a file until it is closed; `OSError` where another process has it locked."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: forked loaders do not hold it
 
 
 def _parse(path: Path) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class Worker:
             self._process.join()
             code = self._process.exitcode or 0
             cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            hint = "; did the machine run out of memory?" if code == -signal.SIGKILL else ""
+            hint = "; did the machine run out of memory?" if cause.endswith("SIGKILL") else ""
             return Answer("died", f"the process that ran {run.name} {cause}{hint}\n")
 
     def stop(self) -> None:
