@@ -17,6 +17,7 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
+from emalab import EMAU
 from emalab.bases import MovingAverage
 from emalab.recipes import Recipe
 from emalab.results import environment, git_commit, write_record
@@ -69,7 +70,9 @@ def score(recipe: Recipe, strategy: MovingAverage) -> float:
     )
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(recipe, Path(folder) / "run", options)
-        trainer.model.context.maintenance = strategy
+        unit = trainer.model.context
+        assert isinstance(unit, EMAU)
+        unit.maintenance = strategy
         return 100 * trainer.fit().scores["single scale"].miou
 
 
