@@ -1,11 +1,14 @@
 """What the repository promises about itself: notebooks, table of contents, links, API page, wheel, Makefile."""
 
+import ast
 import importlib.util
+import pydoc
 import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -19,6 +22,7 @@ import emalab
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
+PAGES = sorted([*NOTEBOOKS, *(ROOT / "book").glob("*.md")])
 
 # Character classes keep these patterns from matching their own source.
 MACHINE_PATHS = r"/wor[k]/|/hom[e]/\w|/User[s]/\w|/roo[t]/|[A-Z]:\\User[s]"
@@ -63,6 +67,43 @@ def test_table_of_contents_is_complete():
     entries = toc_entries(yaml.safe_load((ROOT / "_toc.yml").read_text()))
     pages = [*NOTEBOOKS, *(ROOT / "book").glob("*.md")]
     assert sorted(entries) == sorted(str(page.relative_to(ROOT).with_suffix("")) for page in pages)
+
+
+def prose(path: Path) -> str:
+    """What a page says, without what its cells do."""
+    if path.suffix == ".md":
+        return path.read_text()
+    cells = nbformat.read(path, as_version=4).cells
+    return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+
+
+@cache
+def names_of_tests() -> dict[str, set[str]]:
+    """Classes and tests of each file under tests/, a method also as `Class.method`."""
+    names = {}
+    for path in (ROOT / "tests").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        found = {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef):
+                found |= {f"{node.name}.{part.name}" for part in node.body if isinstance(part, ast.FunctionDef)}
+        names[path.relative_to(ROOT).as_posix()] = found
+    return names
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+class TestWhatAPageRefersTo:
+    def test_its_tests_exist(self, page: Path):
+        files = set(re.findall(r"`(tests/[\w/]+\.py)`", prose(page)))
+        assert not files - names_of_tests().keys()
+        named = set(re.findall(r"`((?:Test\w+)(?:\.test_\w+)?|test_\w+)`", prose(page)))
+        known = set().union(*(names_of_tests()[file] for file in files))
+        assert not named - known, f"in none of the files that the page names: {', '.join(sorted(files))}"
+
+    def test_its_functions_exist(self, page: Path):
+        """Sphinx says nothing of a role that leads nowhere."""
+        for target in re.findall(r"\{py:\w+\}`(?:[^`<]*<)?~?([\w.]+)>?`", prose(page)):
+            assert pydoc.locate(target) is not None, target
 
 
 @pytest.mark.parametrize("pattern", [MACHINE_PATHS, REGISTRY_HOSTS], ids=["machine paths", "registry hosts"])
