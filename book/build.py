@@ -16,27 +16,34 @@ BUILD = ROOT / "_build"
 CACHE = BUILD / ".jupyter_cache"
 
 
+def digest_of(*patterns: str) -> str:
+    """Digest of names and contents of the files below the root that match."""
+    digest = hashlib.sha256()
+    found = {path for pattern in patterns for path in ROOT.glob(pattern)}
+    for path in sorted(p for p in found if p.is_file()):
+        if not {"__pycache__", ".ipynb_checkpoints"} & set(path.parts):
+            name = path.relative_to(ROOT).as_posix()
+            digest.update(name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
 def fingerprint() -> str:
     """Digest of all that a chapter's outputs depend on, apart from the chapter itself.
 
     The execution cache compares a notebook's own cells only: without this, an edited package, a new result or
     another torch would leave yesterday's figures in the book.
     """
-    digest = hashlib.sha256()
-    patterns = (
+    files = digest_of(
         "emalab/**/*",
         "book/results/**/*",
         "book/interactive/*",
         "book/ablation.py",
+        "book/beyond_*.py",
         "book/miniature.py",
         "tests/reference/*",
         "tests/closed_form.py",
     )
-    found = {path for pattern in patterns for path in ROOT.glob(pattern)}
-    for path in sorted(
-        p for p in found if p.is_file() and "__pycache__" not in p.parts
-    ):
-        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
+    digest = hashlib.sha256(files.encode())
     for package in sorted(
         f"{package.name}=={package.version}" for package in distributions()
     ):
@@ -61,26 +68,40 @@ def execute_side_by_side() -> None:
 def main() -> int:
     """Build the book; a failing cell or a single warning makes the exit status non-zero."""
     stamp, current = BUILD / "fingerprint", fingerprint()
-    if not stamp.exists() or stamp.read_text() != current:
+    # Written after a build without a warning, of what it was made: all around the pages, and the pages.
+    clean = BUILD / "clean"
+    around = digest_of("_*.yml", "book/*.py", "book/*.bib", "book/*/**/*")
+    made_of = [current + around, digest_of("book/*.ipynb", "book/*.md")]
+    index = BUILD / "html" / "index.html"
+    last = clean.read_text(encoding="utf-8").split() if clean.exists() else ["", ""]
+    if made_of == last and index.exists():
+        print(f"Nothing has changed. The book: {index}")
+        return 0
+
+    clean.unlink(missing_ok=True)
+    if not stamp.exists() or stamp.read_text(encoding="utf-8") != current:
         shutil.rmtree(CACHE, ignore_errors=True)
     shutil.rmtree(BUILD / "html", ignore_errors=True)
     BUILD.mkdir(exist_ok=True)
-    stamp.write_text(current)
+    stamp.write_text(current, encoding="utf-8")
 
     if os.environ.get("EMALAB_FULL") != "1":
         execute_side_by_side()  # full recipes take turns on the GPU instead
 
-    # --all parses every page again: in an incremental build an unchanged page keeps its warnings to itself.
+    # --all parses every page again: otherwise an unchanged page would keep its warnings to itself. It has none if the
+    # last build had none, and nothing but pages was edited since.
     jupyter_book = [
         sys.executable,
         "-c",
         "from jupyter_book.cli.main import main; main()",
     ]
-    arguments = ["build", str(ROOT), "--all", "-W", "--keep-going"]
+    arguments = ["build", str(ROOT), "-W", "--keep-going"]
+    arguments += [] if made_of[0] == last[0] else ["--all"]
     status = subprocess.run(jupyter_book + arguments, cwd=ROOT).returncode
-    index = BUILD / "html" / "index.html"
     if status == 0 and not index.exists():
         status = 1
+    if status == 0:
+        clean.write_text(" ".join(made_of), encoding="utf-8")
     print(
         f"\nThe book: {index}"
         if status == 0
