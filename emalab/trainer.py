@@ -67,7 +67,7 @@ class RunOptions:
     resume: bool = False
     """Go on from last.pt as if the run had never stopped; starts anew where there is none."""
     accelerator: str = "auto"
-    """Lightning Fabric's name of the hardware: auto, cpu, cuda, mps."""
+    """Lightning Fabric's name of the hardware: cpu, cuda, mps (Apple's, untested), auto for the best there is."""
     devices: int = 1
     """Devices per node; one process each."""
     num_nodes: int = 1
