@@ -44,3 +44,9 @@ def test_same_python():
 
 def test_conda_installs_the_package_itself():
     assert "-e ." in PIP
+
+
+def test_who_cites_names_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == PROJECT["version"]
+    assert f"version = {{{PROJECT['version']}}}" in (ROOT / "book/citing.md").read_text(encoding="utf-8")
