@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.metadata import distributions
 from pathlib import Path
+from urllib.parse import quote
 
 from jupyter_cache import get_cache
 from jupyter_cache.executors import load_executor
@@ -71,6 +72,8 @@ def main() -> int:
     # Written after a build without a warning, of what it was made: all around the pages, and the pages.
     clean = BUILD / "clean"
     around = digest_of("_*.yml", "book/*.py", "book/*.bib", "book/*/**/*")
+    for variable in ("BOOK_REPOSITORY", "BOOK_REF"):
+        around += f"/{quote(os.environ.get(variable, ''), safe='')}"
     made_of = [current + around, digest_of("book/*.ipynb", "book/*.md")]
     index = BUILD / "html" / "index.html"
     last = clean.read_text(encoding="utf-8").split() if clean.exists() else ["", ""]
