@@ -129,14 +129,16 @@ def _strides() -> list[Cell]:
     ]
 
 
-def _conventions() -> list[Cell]:
+def _conventions(base: Recipe) -> list[Cell]:
     """What the public codes do differently, one thing at a time; the table of them is in the book."""
     clamp = {"model.ema.clamp": True, "model.ema.eps": 1e-12}
+    one_more = tuple(side + 1 for side in base.data.crop_size)  # the sizes that aligned corners are made for
     return [
         Cell("EMA"),
         Cell("features of the backbone for the classifier", {"model.concat_input": True}),
         Cell("auxiliary head", {"model.auxiliary_channels": 128}),
         Cell("aligned corners", {"model.align_corners": True}),
+        Cell("aligned corners, one pixel more", {"model.align_corners": True, "data.crop_size": one_more}),
         Cell("divisors clamped at 1e-12", clamp),
         Cell("loss over all pixels", {"optim.loss_average": "all"}),
         Cell("biases at twice the rate", {"optim.bias_lr_factor": 2.0}),
@@ -159,7 +161,7 @@ def _photographs(name: str, summary: str, base: Recipe, tuned: str, *, one_size:
         "heads": ("the context head, each at its own learning rate", _heads(_tuned(tuned))),
         **_em_axes((4, 8, 16, 32, 64, 128, 256), (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0), _AT_TEST if one_size else ()),
         "channels": ("channels of the features that EM works on", _cells("model.channels", "C", (256, 512))),
-        "conventions": ("what the public codes do differently, one thing at a time", _conventions()),
+        "conventions": ("what the public codes do differently, one thing at a time", _conventions(base)),
         "batch": ("images in a batch; all batches see as many images in all", _batches(base)),
     }
     if one_size:
