@@ -1,16 +1,18 @@
 """Bases that the ranks agree on, and bases that follow the first rank's share of every batch alone.
 
     python book/measure_agreement.py
+    python book/measure_agreement.py --study camvid --ranks 16 --momenta 0.9 --accelerator cuda
 
-writes ``book/results/shapes-agreement.json``, which the chapter "How should the bases be kept?" reads. It trains on
-generated scenes, without a GPU, for ten minutes on one core.
+write ``book/results/STUDY-agreement.json``, which the chapter "How should the bases be kept?" reads. The first trains on
+generated scenes, without a GPU, for ten minutes on one core; the second takes a GPU.
 """
 
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 import tyro
@@ -19,9 +21,12 @@ from tqdm import tqdm
 
 from emalab import EMAU
 from emalab.bases import MovingAverage
+from emalab.commands.environment import default_data_root
+from emalab.data.loader import num_cores
 from emalab.recipes import Recipe
 from emalab.results import environment, git_commit, write_record
 from emalab.studies.catalog import get_study
+from emalab.studies.execution import Datasets
 from emalab.trainer import RunOptions, Trainer
 
 
@@ -53,23 +58,38 @@ class FirstShare(MovingAverage):
 class Arguments:
     """What to train."""
 
-    out: Path = Path("book/results/shapes-agreement.json")
-    """The record."""
+    study: str = "shapes"
+    """Family whose base is trained, as `emalab study --list` has it."""
+    out: Path | None = None
+    """The record; book/results/STUDY-agreement.json by default."""
     ranks: tuple[int, ...] = (1, 4, 16)
     """Ranks that share a batch; with one there is nothing to agree on."""
     momenta: tuple[float, ...] = (0.9, 0.0)
     """α, the weight of the old bases."""
     seeds: int = 5
     """Runs of each."""
+    accelerator: Literal["cpu", "cuda"] = "cpu"
+    """Hardware to run on."""
+    data_root: Path | None = None
+    """Folder with the unpacked releases; $EMALAB_DATA by default, and data/ here without one."""
+    commit: str | None = None
+    """Commit to record; by default that of the running source."""
 
 
-def score(recipe: Recipe, strategy: MovingAverage) -> float:
+def score(
+    recipe: Recipe, strategy: MovingAverage, options: RunOptions, datasets: Datasets
+) -> float:
     """Mean IoU, in percent, of a network trained with these bases."""
-    options = RunOptions(
-        accelerator="cpu", progress=False, checkpoint_every=recipe.optim.iterations
-    )
+    data = recipe.data
+    options = replace(options, checkpoint_every=recipe.optim.iterations)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(recipe, Path(folder) / "run", options)
+        trainer = Trainer(
+            recipe,
+            Path(folder) / "run",
+            options,
+            datasets.load(data.name, data.train_split),
+            datasets.load(data.name, data.eval_split),
+        )
         unit = trainer.model.context
         assert isinstance(unit, EMAU)
         unit.maintenance = strategy
@@ -79,8 +99,13 @@ def score(recipe: Recipe, strategy: MovingAverage) -> float:
 def main(arguments: Arguments) -> None:
     """Train all, and write the record."""
     torch.set_num_threads(1)
-    study = get_study("shapes")
-    commit = git_commit()
+    study = get_study(arguments.study)
+    commit = arguments.commit or git_commit()
+    root = arguments.data_root or default_data_root()
+    options = RunOptions(
+        accelerator=arguments.accelerator, progress=False, data_root=root
+    )
+    datasets = Datasets(root, num_cores())
     runs = [
         (momentum, ranks, seed)
         for seed in range(arguments.seeds)
@@ -90,17 +115,18 @@ def main(arguments: Arguments) -> None:
     rows = []
     for momentum, ranks, seed in tqdm(runs):
         recipe = study.recipe(study.baseline, seed)
-        miou = score(recipe, FirstShare(momentum, ranks=ranks))
+        miou = score(recipe, FirstShare(momentum, ranks=ranks), options, datasets)
         rows.append({"momentum": momentum, "ranks": ranks, "seed": seed, "miou": miou})
     record = {
-        "what": "mean IoU in percent on generated scenes, pooled evidence, if bases follow the first rank's share",
+        "what": "mean IoU in percent if bases follow the first rank's share of every batch",
         "recipe": study.recipe(study.baseline).name,
         "batch_size": study.base.optim.batch_size,
         "commit": commit,
-        **environment(torch.device("cpu")),
+        **environment(torch.device(arguments.accelerator)),
         "rows": rows,
     }
-    write_record(arguments.out, record)
+    out = arguments.out or Path(f"book/results/{arguments.study}-agreement.json")
+    write_record(out, record)
 
 
 if __name__ == "__main__":

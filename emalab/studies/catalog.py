@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from emalab.recipes import Recipe, get_recipe
-from emalab.studies.config import Cell, Study, family
+from emalab.studies.config import BASE, Cell, Study, family
 
 __all__ = ["get_study", "studies", "study_names"]
 
@@ -233,6 +233,14 @@ def _tiny() -> Study:
     return Study("shapes-tiny", "six runs of seconds: bases moved and bases left alone", base, cells, "shapes-tiny")
 
 
+def _again(name: str, base: Recipe) -> Study:
+    """The base once more, from its own seeds and from new ones: all comparisons hang on its few runs."""
+    cell = Cell(BASE, seeds=3 * _HEADLINE)
+    return Study(
+        f"{name}-again", f"the base of {name} once more, and from ten new seeds", base, (cell,), f"{name}-again"
+    )
+
+
 @cache
 def studies() -> dict[str, list[Study]]:
     """Every study under the name of its family, that of all its cells first."""
@@ -244,6 +252,8 @@ def studies() -> dict[str, list[Study]]:
             "voc-animals", "all axes on VOC's images with animals", _voc_animals(), "voc-animals-lite2", one_size=False
         ),
         _photographs("camvid", "all axes on CamVid", _camvid(), "camvid-lite2", one_size=True),
+        [_again("voc-animals", _voc_animals())],
+        [_again("camvid", _camvid())],
     ]
     return {members[0].family: members for members in families}
 
