@@ -10,6 +10,7 @@ import torch
 from tiny import tiny_recipe
 
 from emalab.bases import MovingAverage
+from emalab.studies.execution import Datasets
 from emalab.trainer import RunOptions, train
 
 
@@ -28,5 +29,7 @@ def test_shares_are_even() -> None:
 def test_one_rank_trains_like_the_trainer(tmp_path: Path) -> None:
     recipe = tiny_recipe()
     result = train(recipe, tmp_path / "run", RunOptions(accelerator="cpu", progress=False))
-    score = measure_agreement.score(recipe, MovingAverage(recipe.model.ema.momentum))
+    options = RunOptions(accelerator="cpu", progress=False)
+    momentum = MovingAverage(recipe.model.ema.momentum)
+    score = measure_agreement.score(recipe, momentum, options, Datasets(None))
     assert score == 100 * result.scores["single scale"].miou
