@@ -67,7 +67,11 @@ def student(values: Sequence[float], level: float = 0.95) -> Interval:
 
 
 def two_way(
-    scores: Mapping[str, Mapping[int, float]], base: str, level: float = 0.95
+    scores: Mapping[str, Mapping[int, float]],
+    base: str,
+    level: float = 0.95,
+    *,
+    seeds_matter: bool = True,
 ) -> dict[str, Interval]:
     """Differences of all cells from one, with the scatter that they have in common.
 
@@ -80,13 +84,16 @@ def two_way(
         scores: cell → seed → score; cells may lack seeds.
         base: cell that all others are compared with.
         level: of the intervals.
+        seeds_matter: off, all seeds are equally good, and the fit is score = cell + noise. Then runs of a cell count
+            whether or not another cell has their seed.
     """
     cells = [cell for cell, by_seed in scores.items() if by_seed]
     seeds = sorted({seed for by_seed in scores.values() for seed in by_seed})
+    others = seeds[1:] if seeds_matter else []
     runs = [(cell, seed) for cell in cells for seed in scores[cell]]
     design = np.array(
         [
-            [cell == c for c in cells] + [seed == s for s in seeds[1:]]
+            [cell == c for c in cells] + [seed == s for s in others]
             for cell, seed in runs
         ],
         dtype=float,
@@ -158,6 +165,28 @@ def findings(
             )
         )
     return Findings(study, records, rows)
+
+
+def from_more_seeds(
+    name: str, level: float = 0.95, root: Path = STUDIES
+) -> dict[str, Interval]:
+    """Differences of a study's cells from all runs of the base, those of FAMILY-again included.
+
+    The new seeds of the base no other cell has, so this takes all seeds for equally good; see `two_way`.
+    """
+    study = get_study(name)
+    family = get_study(study.family)
+    base = study.recipe(study.baseline).name
+    named = {cell.label: family.recipe(cell).name for cell in family.cells}
+    rows = findings(family.name, root=root).rows
+    scores = {named[row.label]: row.scores for row in rows}
+    again = findings(f"{study.family}-again", root=root)
+    scores[base] = scores[base] | again.base.scores
+    found = two_way(scores, base, level, seeds_matter=False)
+    recipes = {cell.label: study.recipe(cell).name for cell in study.cells}
+    return {
+        label: found[recipe] for label, recipe in recipes.items() if recipe in found
+    }
 
 
 def _scores(

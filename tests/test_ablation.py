@@ -29,6 +29,15 @@ class TestTwoWay:
         assert list(found) == ["other"]
         np.testing.assert_allclose(found["other"], ablation.student([0.5, 1.5, 0.25]))
 
+    def test_without_seeds_every_run_counts(self) -> None:
+        """Two cells of four and three runs: Student's test of two samples."""
+        base, other = {0: 1.0, 1: 2.5, 2: 2.0, 7: 3.0}, {0: 1.5, 1: 4.0, 2: 2.25}
+        found = ablation.two_way({"base": base, "other": other}, "base", seeds_matter=False)["other"]
+        samples = list(other.values()), list(base.values())
+        expected = stats.ttest_ind(*samples).confidence_interval()
+        assert found.mean == pytest.approx(np.mean(samples[0]) - np.mean(samples[1]))
+        np.testing.assert_allclose((found.low, found.high), (expected.low, expected.high))
+
     def test_a_missing_run_does_not_tilt_the_comparison(self) -> None:
         """The base lacks the seed on which everything scores high."""
         seeds, cells = {0: 0.0, 1: 1.0, 2: 10.0}, {"base": 50.0, "a": 52.0, "b": 47.0}
@@ -110,3 +119,16 @@ def test_figure_has_a_row_for_every_cell_but_the_base() -> None:
     assert labels == [
         "left at random" if row.label == "frozen" else row.label for row in found.rows if row != found.base
     ]
+
+
+def test_more_seeds_of_the_base_count() -> None:
+    """The mean of a cell less that of all runs of the base, the first ones once."""
+    rows = {row.label: row.scores for row in ablation.findings("camvid-heads").rows}
+    base = rows["EMA"] | ablation.findings("camvid-again").base.scores
+    assert len(base) > len(rows["EMA"])
+    found = ablation.from_more_seeds("camvid-heads")
+    assert found.keys() == rows.keys() - {"EMA"}
+    for label, interval in found.items():
+        expected = np.mean(list(rows[label].values())) - np.mean(list(base.values()))
+        assert interval.mean == pytest.approx(expected)
+        assert interval.num_values == len(rows[label])
