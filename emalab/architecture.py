@@ -5,8 +5,9 @@ They need neither timm nor torchvision, so that a list of recipes comes at once.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from emalab.bases import MaintenanceName, Renormalize
 from emalab.em import Grad, Norm
@@ -62,8 +63,9 @@ class SegmenterConfig:
     """Residual blocks per stage of a ResNet, if other than its name says."""
     batch_norm_momentum: float | None = None
     """Weight of the new batch in the running statistics of every batch norm; none for the networks' own, mostly 0.1."""
-    context: ContextName = "ema"
-    """How positions learn of each other: "none" (the plain FCN head), "non_local", "deeplab_v3", "psp" or "ema"."""
+    context: ContextName | str = "ema"
+    """How positions learn of each other: "none" (the plain FCN head), "non_local", "deeplab_v3", "psp", "ema", or a
+    class of your own as "module:Class", (b, channels, h, w) → (b, channels, h, w)."""
     channels: int = 512
     """Channels of the reduced features that the context module works on; "deeplab_v3" and "psp" take all of them."""
     head_channels: int = 256
@@ -80,3 +82,10 @@ class SegmenterConfig:
     """How logits are enlarged to the image; True is the authors' convention, for images of 8k + 1 pixels."""
     ema: EMAConfig = field(default_factory=EMAConfig)
     non_local: NonLocalConfig = field(default_factory=NonLocalConfig)
+
+    def __post_init__(self) -> None:
+        if self.context not in get_args(ContextName) and not re.fullmatch(r"[\w.]+:\w+", str(self.context)):
+            names = ", ".join(get_args(ContextName))
+            raise ValueError(
+                f"context must be one of {names}, or a class of your own as module:Class; got {self.context!r}"
+            )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from importlib import import_module
 from pathlib import Path
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
-from emalab.architecture import ContextName, EMAConfig, NonLocalConfig, SegmenterConfig
+from emalab.architecture import EMAConfig, NonLocalConfig, SegmenterConfig
 from emalab.backbones import build_backbone
 from emalab.data.transforms import Normalize
 from emalab.fastops import upsample_bilinear
@@ -33,7 +33,8 @@ class Segmenter(nn.Module):
         normalize: uint8 RGB → floating point with the mean and standard deviation that the backbone expects.
         reduction, context, classifier: the three parts of the head, each (b, c, h, w) → (b, c′, h, w). ``context`` is
             an `EMAU`, a `NonLocal2d` or an identity; or, with an identity for ``reduction``, torchvision's `ASPP`
-            ("deeplab_v3") or `PyramidPooling` ("psp"), which reduce the channels themselves.
+            ("deeplab_v3") or `PyramidPooling` ("psp"), which reduce the channels themselves; or an object of your own
+            class, which is imported by its name, also when a checkpoint says so.
         bottleneck: with ``concat_input``, what the context's output goes through to join the backbone's features.
         auxiliary: the auxiliary head, or None.
 
@@ -172,10 +173,24 @@ def _build_context(config: SegmenterConfig, channels: int) -> tuple[nn.Module, n
         "non_local": lambda: NonLocal2d(config.channels, **asdict(config.non_local)),
         "ema": lambda: EMAU(config.channels, **asdict(config.ema)),
     }
-    if config.context not in contexts:
-        raise ValueError(f"context must be one of {', '.join(get_args(ContextName))}; got {config.context!r}")
     reduction = ConvNormAct(channels, config.channels, config.head_kernel)
-    return reduction, contexts[config.context](), config.channels
+    build = contexts.get(config.context) or (lambda: _own_context(config.context, config.channels))
+    return reduction, build(), config.channels
+
+
+def _own_context(name: str, channels: int) -> nn.Module:
+    """A class "module:Class" of somebody's own, built for so many channels."""
+    where, _, attribute = name.partition(":")
+    try:
+        found = getattr(import_module(where), attribute, None)
+    except ImportError as error:
+        raise ValueError(
+            f"context {name!r} cannot be imported: {error}. Install its package, or put its folder on PYTHONPATH; "
+            "`python -m emalab` looks in the current folder as well"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ValueError(f"context {name!r}: {where} has no subclass of torch.nn.Module that is called {attribute}")
+    return found(channels)
 
 
 def _fcn_head(config: SegmenterConfig, channels: int, inner_channels: int, kernel_size: int) -> nn.Sequential:

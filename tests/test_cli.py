@@ -403,3 +403,35 @@ def test_data_lies_in_the_folder_data_unless_said_otherwise(
     monkeypatch.setenv("EMALAB_DATA", "elsewhere")
     main(["data", "prepare", "camvid"])
     assert capsys.readouterr().out.splitlines() == ["camvid to data", "camvid to data", "camvid to elsewhere"]
+
+
+class TestContextOfOnesOwn:
+    """A class in a file of the reader's, trained, scored and used by commands alone."""
+
+    HEADS = """
+from torch import nn
+
+class Gate(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.weigh = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, features):
+        return features * self.weigh(features.mean(dim=(2, 3), keepdim=True)).sigmoid()
+"""
+
+    def test_from_training_to_prediction(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+        (tmp_path / "own_heads.py").write_text(self.HEADS)
+        monkeypatch.syspath_prepend(tmp_path)
+        run = tmp_path / "run"
+        short = ["--optim.iterations", "2", "--accelerator", "cpu", "--no-progress"]
+        main(["train", "shapes-tiny", "--model.context", "own_heads:Gate", *short, "--out", str(run)])
+        assert "context.weigh.weight" in load_training_state(run / "last.pt")[1]["model"]
+        assert json.loads((run / "record.json").read_text())["recipe"]["model"]["context"] == "own_heads:Gate"
+        main(["evaluate", str(run / "last.pt")])
+        assert "mIoU" in capsys.readouterr().out
+
+        monkeypatch.delitem(sys.modules, "own_heads")
+        (tmp_path / "own_heads.py").unlink()
+        fails("evaluate", run / "last.pt")
+        assert "'own_heads:Gate' cannot be imported" in message(capsys)

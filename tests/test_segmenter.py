@@ -159,6 +159,24 @@ def test_one_class() -> None:
         Segmenter(SegmenterConfig(num_classes=1, backbone="tiny", output_stride=4))
 
 
-def test_unknown_context() -> None:
-    with pytest.raises(ValueError, match="context must be one of none, non_local, deeplab_v3, psp, ema; got 'emma'"):
-        build_segmenter(SegmenterConfig(backbone="tiny", output_stride=4, context="emma"))
+@pytest.mark.parametrize("name", ["emma", "a b:c", "torch.nn:", "os.path", None])
+def test_unknown_context(name: str) -> None:
+    with pytest.raises(ValueError, match=f"psp, ema, or a class of your own as module:Class; got {name!r}"):
+        build_segmenter(SegmenterConfig(backbone="tiny", output_stride=4, context=name))
+
+
+class TestContextOfOnesOwn:
+    def test_is_built_for_the_reduced_channels(self) -> None:
+        model = tiny_segmenter(context="torch.nn:BatchNorm2d", channels=24)
+        assert isinstance(model.context, nn.BatchNorm2d)
+        assert model.context.num_features == 24
+        assert model.with_config(model.config).context is not model.context
+
+    @pytest.mark.parametrize("name", ["torch.nn:Bathnorm", "os.path:join", "torch.nn:functional", "builtins:int"])
+    def test_is_a_module(self, name: str) -> None:
+        with pytest.raises(ValueError, match=f"context '{name}': .* has no subclass of torch.nn.Module"):
+            tiny_segmenter(context=name)
+
+    def test_can_be_imported(self) -> None:
+        with pytest.raises(ValueError, match=r"'heads:Gate' cannot be imported: No module named 'heads'.*PYTHONPATH"):
+            tiny_segmenter(context="heads:Gate")
