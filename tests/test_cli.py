@@ -420,7 +420,9 @@ class Gate(nn.Module):
         return features * self.weigh(features.mean(dim=(2, 3), keepdim=True)).sigmoid()
 """
 
-    def test_from_training_to_prediction(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def test_from_training_to_prediction(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    ) -> None:
         (tmp_path / "own_heads.py").write_text(self.HEADS)
         monkeypatch.syspath_prepend(tmp_path)
         run = tmp_path / "run"
