@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import weakref
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -427,6 +428,14 @@ class TestProcesses:
         assert (tmp_path / "failures" / "tiny-seed0.txt").read_text() == "killed by SIGSEGV"
         assert said[0] == "1/4 tiny-seed0: failed: killed by SIGSEGV"
 
+    @pytest.fixture
+    def _hears_ctrl_c(self) -> Iterator[None]:
+        """Under ``nohup … &`` SIGINT is ignored, and a test that waits for it would wait forever."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+        signal.signal(signal.SIGINT, before)
+
+    @pytest.mark.usefixtures("_hears_ctrl_c")
     def test_an_interruption_ends_the_workers(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         stopped = []
 
