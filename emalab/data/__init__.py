@@ -20,6 +20,7 @@ from emalab.data.context import CONTEXT_59, CONTEXT_60, load_context
 from emalab.data.dataset import LabeledImages, Sample, SegmentationDataset, open_image
 from emalab.data.errors import DataError
 from emalab.data.folder import folder_spec, is_folder_name, load_folder
+from emalab.data.parts import part_of, split_and_part
 from emalab.data.shapes import FAR, POOLED, is_scenes_name, load_shapes, scenes_of
 from emalab.data.spec import DatasetSpec
 from emalab.data.voc import VOC, VOC_ANIMALS, load_voc
@@ -84,7 +85,8 @@ def load_dataset(name: str, split: str, root: Path | str | None = None) -> Label
     Args:
         name: one of `dataset_names()`, the path of a folder of one's own or of its `classes.yaml`, or generated scenes
             with dials, such as ``shapes-pooled:spread=40`` (see `emalab.data.shapes.scenes_of`).
-        split: one of `get_spec(name).splits`.
+        split: one of `get_spec(name).splits`, or a part of it: ``train/held-out`` is every tenth image of train,
+            ``train/kept`` the others (see `emalab.data.parts`).
         root: the folder that contains the unpacked releases (`camvid/`, `VOCdevkit/`, `coco/`); unused for
             generated data and for folders of one's own.
 
@@ -92,7 +94,7 @@ def load_dataset(name: str, split: str, root: Path | str | None = None) -> Label
         DataError: no such name, split or root, or the root does not hold the list of this split.
     """
     spec = get_spec(name)
-    if split in spec.unlabeled_splits:
+    if split_and_part(split)[0] in spec.unlabeled_splits:
         reason = "not in its masks/" if is_folder_name(name) else "not published"
         raise DataError(f"the labels of {name}'s {split} are {reason}; `emalab submit` predicts them")
     return _load(name, split, spec.splits, root)
@@ -108,9 +110,10 @@ def load_images(name: str, split: str, root: Path | str | None = None) -> Labele
 
 
 def _load(name: str, split: str, splits: tuple[str, ...], root: Path | str | None) -> LabeledImages:
-    if split not in splits:
-        raise DataError(f"{name} has no split {split!r}; {_offer(split, splits)}")
-    return _entry(name).build(split, None if root is None else Path(root))
+    whole, part = split_and_part(split)
+    if whole not in splits:
+        raise DataError(f"{name} has no split {whole!r}; {_offer(whole, splits)}")
+    return part_of(_entry(name).build(whole, None if root is None else Path(root)), part)
 
 
 def _entry(name: str) -> DatasetEntry:
