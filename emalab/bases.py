@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 import torch.distributed as dist
@@ -16,10 +16,8 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
+from emalab.choices import Renormalize
 from emalab.em import normalize_bases
-
-MaintenanceName = Literal["moving_average", "frozen", "learned", "per_image"]
-Renormalize = Literal["none", "batch_mean", "after_mixing"]
 
 __all__ = [
     "Frozen",

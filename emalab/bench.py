@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from emalab.choices import Method
 from emalab.em import em_attention
-
-Method = Literal["em-torch", "em-compiled", "em-triton", "non-local-explicit", "non-local-sdpa"]
 
 _CHECKED = 256  # positions of non-local attention that are compared: the whole matrix in float64 fills any memory first
 

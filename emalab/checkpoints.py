@@ -12,7 +12,6 @@ import shlex
 import zipfile
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from torch import Tensor
 from emalab.files import write_atomically
 from emalab.recipes import Recipe, recipe_from_dict, recipe_to_dict
 from emalab.segmenter import Segmenter, build_segmenter
+from emalab.shipped import find_checkpoint, shipped_weights
 
 __all__ = [
     "CheckpointError",
@@ -138,12 +138,12 @@ def read_metadata(path_or_name: str | Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError, CheckpointError: as in `load_segmenter`.
     """
-    return _read_release(_find(path_or_name), tensors=False)[0]
+    return _read_release(find_checkpoint(path_or_name), tensors=False)[0]
 
 
 def read_recipe(path_or_name: str | Path) -> Recipe:
     """The recipe of a release or of a training checkpoint; errors as in `load_segmenter`."""
-    path = _find(path_or_name)
+    path = find_checkpoint(path_or_name)
     return read_metadata(path)["recipe"] if path.suffix == ".safetensors" else load_training_state(path)[0]
 
 
@@ -157,7 +157,7 @@ def load_segmenter(path_or_name: str | Path) -> Segmenter:
         FileNotFoundError: neither a file nor a shipped name.
         CheckpointError: a damaged file, one of another library, or weights that do not fit their own recipe.
     """
-    path = _find(path_or_name)
+    path = find_checkpoint(path_or_name)
     if path.suffix == ".safetensors":
         metadata, state = _read_release(path)
         recipe = metadata["recipe"]
@@ -209,22 +209,6 @@ def load_initial_weights(model: Segmenter, path_or_name: str | Path) -> list[str
             )
     model.load_state_dict({key: value for key, value in theirs.items() if key not in new}, strict=False)
     return new
-
-
-def shipped_weights() -> dict[str, Path]:
-    """Releases inside the package, by name."""
-    folder = Path(str(resources.files("emalab") / "weights"))
-    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
-
-
-def _find(path_or_name: str | Path) -> Path:
-    shipped = shipped_weights()
-    if str(path_or_name) in shipped:
-        return shipped[str(path_or_name)]
-    path = Path(path_or_name)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}; shipped ones are {', '.join(shipped) or 'none'}")
-    return path
 
 
 def _read_release(path: Path, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -10,16 +10,15 @@ import sys
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
-from importlib.metadata import version
 from io import TextIOWrapper
 from typing import NoReturn
 
 import tyro
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "main"]
 
 # "data check" is the function `check` of `emalab.commands.data`, "train" the function `run` of `emalab.commands.train`.
-_COMMANDS = {
+COMMANDS = {
     "train": "train a recipe, on one device or under torchrun",
     "study": "compare many runs: what is missing, side by side on all GPUs, and a summary",
     "evaluate": "score a checkpoint, class by class",
@@ -44,9 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(stream, TextIOWrapper):  # a file or pipe in Windows' code page has no λ: a "?" rather than an end
             stream.reconfigure(errors="replace")
     if words[:1] == ["--version"]:
+        from importlib.metadata import version
+
         print(version("emalab"))
         return
-    command = next((name for name in _COMMANDS if words[: len(name.split())] == name.split()), None)
+    command = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
     if command is None:
         _explain(words)
     try:
@@ -73,14 +74,14 @@ def _run(command: str, arguments: Sequence[str]) -> None:
 
 def _explain(words: Sequence[str]) -> NoReturn:
     """Say what can be asked for: on request, where nothing is asked for, and with an error where there is no such."""
-    group = words[0] if words and any(name.startswith(f"{words[0]} ") for name in _COMMANDS) else None
+    group = words[0] if words and any(name.startswith(f"{words[0]} ") for name in COMMANDS) else None
     rest = words[1:] if group else words
     usage = _usage_of_group(group) if group else _usage()
     if not rest or rest[0] in _HELP:
         print(usage)
         raise SystemExit(0 if rest else 2)
     wrong = " ".join(words[: 2 if group else 1])
-    near = get_close_matches(wrong, _COMMANDS, n=1)
+    near = get_close_matches(wrong, COMMANDS, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     print(f"emalab: error: no command {wrong!r}{hint}\n\n{usage}", file=sys.stderr)
     raise SystemExit(2)
@@ -88,21 +89,21 @@ def _explain(words: Sequence[str]) -> NoReturn:
 
 def _usage() -> str:
     return (
-        f"usage: emalab COMMAND ...\n\n{_table(_COMMANDS)}\n\n"
+        f"usage: emalab COMMAND ...\n\n{_table(COMMANDS)}\n\n"
         "`emalab COMMAND --help` explains each; `emalab data --help` lists the data sets.\n"
         "$EMALAB_DATA names the folder with the unpacked releases; without it, it is data/ here."
     )
 
 
 def _usage_of_group(group: str) -> str:
-    names = [name for name in _COMMANDS if name.startswith(f"{group} ")]
+    names = [name for name in COMMANDS if name.startswith(f"{group} ")]
     usage = f"usage: emalab {group} COMMAND ...\n\n{_table(names)}\n\n`emalab {group} COMMAND --help` explains each."
     if group == "data":
-        usage += f"\nData sets: {', '.join(import_module('emalab.data').dataset_names())}."
+        usage += f"\nData sets: {', '.join(import_module('emalab.data.names').BENCHMARKS)}."
         usage += "\nA folder of your own (images/, masks/, classes.yaml) goes by its path: `emalab data check roofs/`."
     return usage
 
 
 def _table(names: Iterable[str]) -> str:
-    width = max(map(len, _COMMANDS))
-    return "\n".join(f"  {name:<{width}}  {_COMMANDS[name]}" for name in names)
+    width = max(map(len, COMMANDS))
+    return "\n".join(f"  {name:<{width}}  {COMMANDS[name]}" for name in names)

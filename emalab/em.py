@@ -9,19 +9,17 @@ features ``x`` (X in the paper), ``bases`` (μ), ``responsibilities`` (Z). Axes 
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
+from emalab.choices import Backend, Grad, Norm
 from emalab.kernels import fused, fused_with_gradient, limit
 from emalab.kernels.plan import pays
 
-Norm = Literal["l2", "layer", "none"]
-Grad = Literal["stop", "last", "unroll"]
-Backend = Literal["auto", "torch", "triton"]
 _CHOICES = {"norm": get_args(Norm), "grad": get_args(Grad), "backend": get_args(Backend)}
 
 __all__ = ["EMOutput", "e_step", "em_attention", "log_likelihood", "m_step", "normalize_bases", "reconstruct"]

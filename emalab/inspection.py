@@ -12,8 +12,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import squareform
 from torch import Tensor, nn
 
 from emalab.em import EMOutput
@@ -102,6 +100,9 @@ def distinct_bases(bases: Tensor, threshold: float = 0.95) -> Tensor:
         raise ValueError(f"threshold is a cosine above -1 and up to 1; got {threshold}")
     if len(bases) == 1:
         return torch.zeros(1, dtype=torch.int64)
+    from scipy.cluster.hierarchy import fcluster, linkage  # scipy is needed here alone, and slow to import
+    from scipy.spatial.distance import squareform
+
     distances = (1 - cosines(bases.detach().cpu().double())).clamp(min=0)
     tree = linkage(squareform(distances.numpy(), checks=False), method="complete")
     rounding = 1e-12

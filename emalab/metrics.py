@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from emalab.data.spec import DatasetSpec
 
@@ -89,6 +88,8 @@ class SegmentationMetric:
     """
 
     def __init__(self, spec: DatasetSpec, device: torch.device | str = "cpu") -> None:
+        from torchmetrics.classification import MulticlassConfusionMatrix  # seconds to import
+
         self.spec = spec
         self.images = torch.zeros((), dtype=torch.long)
         self._counts = MulticlassConfusionMatrix(

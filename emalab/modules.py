@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
-from emalab.bases import Maintenance, Renormalize, initial_bases, make_maintenance
-from emalab.em import EMOutput, Grad, Norm, em_attention
+from emalab.bases import Maintenance, initial_bases, make_maintenance
+from emalab.choices import AttentionPath, Grad, NonLocalMode, Norm, Renormalize
+from emalab.em import EMOutput, em_attention
 from emalab.fastops import upsample_bilinear
 
-NonLocalMode = Literal["gaussian", "embedded_gaussian", "dot_product"]
-AttentionPath = Literal["sdpa", "explicit"]
+__all__ = ["EMAU", "IMAGENET_MEAN", "IMAGENET_STD", "ConvNormAct", "NonLocal2d", "Normalize", "PyramidPooling"]
 
-__all__ = ["EMAU", "ConvNormAct", "NonLocal2d", "PyramidPooling"]
+Triple = tuple[float, float, float]
+
+IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
+IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
 
 class ConvNormAct(nn.Sequential):
@@ -28,6 +31,39 @@ class ConvNormAct(nn.Sequential):
         conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False)
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
         super().__init__(conv, nn.BatchNorm2d(out_channels), *([nn.ReLU(inplace=True)] if activation else []))
+
+
+class Normalize(nn.Module):
+    """uint8 images to what the network takes: (x / 255 − mean) / std, on the device where the batch is.
+
+    A training batch is moved as uint8, a quarter of the bytes of float32, and normalized on the GPU.
+
+    Args:
+        mean: of each channel, in 0–1.
+        std: of each channel, in 0–1.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Triple = IMAGENET_MEAN, std: Triple = IMAGENET_STD) -> None:
+        super().__init__()
+        if min(std) <= 0:
+            raise ValueError(f"std is {std}; it must be above 0")
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 (…, 3, h, w) → float32, or float64 in a network of that, of the same shape and memory format.
+
+        Raises:
+            TypeError: the images are not uint8, so their range is unknown.
+        """
+        if images.dtype != torch.uint8:
+            raise TypeError(f"Normalize takes uint8 images in 0–255, got {images.dtype}")
+        mean, std = self.mean.to(images.device), self.std.to(images.device)
+        dtype = torch.promote_types(mean.dtype, torch.float32)
+        return (images.to(dtype) / 255 - mean) / std
 
 
 class EMAU(nn.Module):

@@ -9,13 +9,15 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from emalab.files import write_atomically
-from emalab.metrics import SegmentationScores
 from emalab.recipes import Recipe, recipe_to_dict
+
+if TYPE_CHECKING:  # records are read without torch
+    import torch
+
+    from emalab.metrics import SegmentationScores
 
 __all__ = ["environment", "git_commit", "load_records", "make_record", "write_record"]
 
@@ -37,6 +39,8 @@ def git_commit() -> str | None:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Where a result came from: device, versions, date."""
+    import torch
+
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     packages = ("emalab", "torch", "torchvision", "timm")
     return {

@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from types import TracebackType
 
-from torch.utils.tensorboard import SummaryWriter
-
 from emalab.files import write_atomically
 
 __all__ = ["RunLog", "read_log"]
@@ -26,6 +24,8 @@ class RunLog:
         self.path = folder / "log.jsonl"
         self.enabled = enabled
         if enabled:
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
+
             kept = [line for line in read_log(folder) if line["iteration"] <= iteration] if iteration else []
             text = "".join(json.dumps(line) + "\n" for line in kept)
             write_atomically(self.path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -9,15 +9,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from emalab.architecture import EMAConfig, NonLocalConfig, SegmenterConfig
 from emalab.backbones import build_backbone
-from emalab.data.transforms import Normalize
 from emalab.fastops import upsample_bilinear
-from emalab.modules import EMAU, ConvNormAct, NonLocal2d, PyramidPooling
-
-DEFAULT_WEIGHTS = "emanet-lite2-voc-animals"
+from emalab.modules import EMAU, ConvNormAct, NonLocal2d, Normalize, PyramidPooling
+from emalab.shipped import DEFAULT_WEIGHTS
 
 __all__ = ["DEFAULT_WEIGHTS", "EMAConfig", "NonLocalConfig", "Segmenter", "SegmenterConfig", "build_segmenter"]
 
@@ -161,6 +158,8 @@ def build_segmenter(config: SegmenterConfig) -> Segmenter:
 def _build_context(config: SegmenterConfig, channels: int) -> tuple[nn.Module, nn.Module, int]:
     """Reduction and context for features of so many channels, and how many channels leave the context."""
     if config.context == "deeplab_v3":
+        from torchvision.models.segmentation.deeplabv3 import ASPP  # torchvision takes longer to import than torch
+
         rates = [factor * 96 // config.output_stride for factor in (1, 2, 3)]  # 6, 12, 18 at stride 16
         pyramid = ASPP(channels, rates, config.head_channels)
         pyramid.project = pyramid.project[:3]  # without its dropout: the classifier has one

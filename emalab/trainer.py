@@ -12,7 +12,7 @@ import math
 import time
 import weakref
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ from emalab.data.transforms import TrainTransform
 from emalab.evaluation import evaluate
 from emalab.metrics import SegmentationScores
 from emalab.optim import cross_entropy, parameter_groups, poly_lr
+from emalab.options import RunOptions, run_folder
 from emalab.recipes import Recipe, recipe_names, recipe_to_dict
 from emalab.results import git_commit, make_record, write_record
 from emalab.runlog import RunLog
@@ -58,40 +59,6 @@ class TrainResult(NamedTuple):
     record: dict[str, Any]  # what record.json holds
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """Where and how a recipe runs; nothing here changes what is learned."""
-
-    data_root: Path | None = None
-    """Folder with the unpacked releases (camvid/, VOCdevkit/); generated data needs none."""
-    resume: bool = False
-    """Go on from last.pt as if the run had never stopped; starts anew where there is none."""
-    accelerator: str = "auto"
-    """Lightning Fabric's name of the hardware: cpu, cuda, mps (Apple's, untested), auto for the best there is."""
-    devices: int = 1
-    """Devices per node; one process each."""
-    num_nodes: int = 1
-    """Machines; the run's folder must be on a file system that they share."""
-    num_workers: int | None = None
-    """Processes per rank that read and augment; by default all cores for a GPU, none for a CPU."""
-    checkpoint_every: int = 500
-    """Iterations between checkpoints; what a kill can cost at most."""
-    log_every: int = 20
-    """Iterations between lines of the log; each waits for the device."""
-    progress: bool = True
-    """Show a progress bar."""
-    commit: str | None = None
-    """Commit to record with the result; by default that of the running source."""
-
-    def __post_init__(self) -> None:
-        """Refuse intervals of nothing, and fewer workers than none."""
-        if self.num_workers is not None and self.num_workers < 0:
-            raise ValueError(f"num_workers is {self.num_workers}; it must be at least 0")
-        for name in ("checkpoint_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1 iteration")
-
-
 def train(
     recipe: Recipe,
     out: Path | str,
@@ -116,11 +83,6 @@ def train(
         TrainingDivergedError: the loss became infinite or NaN.
     """
     return Trainer(recipe, Path(out), options or RunOptions(), train_data, eval_data).fit()
-
-
-def run_folder(name: str, seed: int) -> str:
-    """How the folder of a run of the recipe ``name`` is called, unless somebody says otherwise."""
-    return f"{name}-seed{seed}"
 
 
 class _TrainingStep(nn.Module):

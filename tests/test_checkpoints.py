@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from tiny import random_images, tiny_recipe, tiny_segmenter
 
-from emalab import checkpoints
+from emalab import checkpoints, shipped
 from emalab.checkpoints import (
     CheckpointError,
     export_segmenter,
@@ -109,7 +109,7 @@ class TestRelease:
         assert not list(tmp_path.iterdir())
 
     def test_shipped_by_name(self, release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(checkpoints, "shipped_weights", lambda: {"mine": release})
+        monkeypatch.setattr(shipped, "shipped_weights", lambda: {"mine": release})
         assert read_recipe("mine") == RECIPE
         with pytest.raises(FileNotFoundError, match="no checkpoint at yours; shipped ones are mine"):
             Segmenter.from_pretrained("yours")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import re
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +18,7 @@ from tiny_data import make_camvid, random_labels, save_image, save_mask
 
 from emalab.checkpoints import export_segmenter, load_training_state, read_metadata
 from emalab.cli import main
-from emalab.commands import data as data_command
 from emalab.commands import evaluate as evaluate_command
-from emalab.commands import predict as predict_command
 from emalab.commands import recipes as recipes_command
 from emalab.data import dataset_names
 from emalab.prediction import predict
@@ -139,18 +136,6 @@ class TestWrongCommand:
         fails("--hlep", code=2)
         assert "emalab: error: no command '--hlep'\n\nusage" in capsys.readouterr().err
 
-    @pytest.mark.parametrize(
-        ("words", "spared"),
-        [(["--help"], "torch"), (["trian"], "torch"), (["recipes"], "torchvision")],
-        ids=lambda value: " ".join(value) if isinstance(value, list) else value,
-    )
-    def test_is_told_at_once(self, words: list[str], spared: str) -> None:
-        """In a fresh process, without the imports that take seconds."""
-        program = f"import sys; from emalab.cli import main; sys.argv[1:] = {words}\ntry: main()\n"
-        program += f"finally: print({spared!r} in sys.modules)"
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-        assert done.stdout.splitlines()[-1] == "False", done.stderr
-
     def test_no_recipe(self, capsys: Capture) -> None:
         fails("train", code=2)
         assert "usage: emalab train RECIPE" in capsys.readouterr().out
@@ -234,7 +219,7 @@ class TestEvaluate:
         recipe = replace(tiny_recipe(model=model), evaluation=EvalConfig(output_stride=8, window=(32, 32), overlap=0.5))
         export_segmenter(Segmenter(model), tmp_path / "net.safetensors", recipe, {})
         seen: list[tuple[Segmenter, dict[str, object]]] = []
-        monkeypatch.setattr(evaluate_command, "evaluate", lambda model, *_, **settings: seen.append((model, settings)))
+        monkeypatch.setattr("emalab.evaluation.evaluate", lambda model, *_, **settings: seen.append((model, settings)))
         monkeypatch.setattr(evaluate_command, "_print_scores", print)
         main(["evaluate", str(tmp_path / "net.safetensors")])
         flags = "--output-stride 16 --window 48 64 --overlap 0"
@@ -310,7 +295,7 @@ class TestPredict:
             asked.append(options["flip"])
             return predict(*arguments, **options)
 
-        monkeypatch.setattr(predict_command, "predict", spied)
+        monkeypatch.setattr("emalab.prediction.predict", spied)
         photo = save_image(tmp_path / "scene.png", (40, 50))
         main(["predict", str(photo), "--checkpoint", str(release), "--out", str(tmp_path), "--device", "cpu", *flags])
         assert asked == [flip]
@@ -396,7 +381,7 @@ def test_data_lies_in_the_folder_data_unless_said_otherwise(
     monkeypatch.chdir(tmp_path)
     main(["data", "check", "camvid"])
     assert "everything is in order" in capsys.readouterr().out
-    monkeypatch.setattr(data_command, "prepare_dataset", lambda name, root, *_, **__: print(f"{name} to {root}"))
+    monkeypatch.setattr("emalab.data.prepare.prepare_dataset", lambda name, root, *_, **__: print(f"{name} to {root}"))
     main(["data", "prepare", "camvid"])
     monkeypatch.chdir(tmp_path / "data")
     main(["data", "prepare", "camvid"])

@@ -9,7 +9,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from emalab.bench import Method, Size, benchmark, format_table, measure_ceilings, to_record
+from emalab.choices import Method
 from emalab.commands.environment import Device, own_device
 from emalab.results import write_record
 
@@ -52,6 +52,8 @@ def run(
         device: where to run.
         out: also write everything to this JSON file, with device and versions.
     """
+    from emalab.bench import Size, benchmark, format_table, measure_ceilings, to_record
+
     where = own_device(device)
     gpu = where.type == "cuda"
     sizes = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from tyro.conf import Positional
 
-from emalab.cost import network_cost
 from emalab.recipes import get_recipe
 
 __all__ = ["run"]
@@ -18,6 +17,8 @@ def run(recipe: Positional[str], size: tuple[int, int] | None = None) -> None:
         size: height and width of the image; by default that of the recipe's crops.
     """
     chosen = get_recipe(recipe)
+    from emalab.cost import network_cost
+
     height, width = size or chosen.data.crop_size
     total = network_cost(chosen.model, (height, width))
     print(f"{f'{height}×{width}':<12} multiply-adds  parameters  activations")

@@ -9,8 +9,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from emalab.commands.environment import DEFAULT_ROOT, default_data_root
-from emalab.data.check import check_dataset
-from emalab.data.prepare import prepare_dataset
+from emalab.data.names import check_name
 
 __all__ = ["check", "prepare"]
 
@@ -33,6 +32,9 @@ def prepare(
         data_root: where the data goes; $EMALAB_DATA by default, and data/ here without one.
         keep_archives: keep downloaded archives, in archives/ under the data root, once they are unpacked.
     """
+    check_name(name)
+    from emalab.data.prepare import prepare_dataset
+
     root = data_root or default_data_root() or DEFAULT_ROOT
     prepare_dataset(name, root, source, keep_archives=keep_archives, progress=sys.stderr.isatty())
 
@@ -44,6 +46,9 @@ def check(name: Positional[str], data_root: Path | None = None) -> None:
         name: data set, or the path of a folder of your own (`emalab.data.folder` says what it holds).
         data_root: folder with the unpacked releases; $EMALAB_DATA by default, and data/ here without one.
     """
+    check_name(name)
+    from emalab.data.check import check_dataset
+
     report = check_dataset(name, data_root or default_data_root(), progress=sys.stderr.isatty())
     print(report)
     if not report.ok:

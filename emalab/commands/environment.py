@@ -1,4 +1,7 @@
-"""What a command learns from its surroundings: where the data lies, which device there is, and what torchrun says."""
+"""What a command learns from its surroundings: where the data lies, which device there is, and what torchrun says.
+
+Commands import it to parse their flags; so torch is imported where it is used.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-import torch.distributed as dist
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "DEFAULT_ROOT",
@@ -47,6 +50,9 @@ def is_first_process() -> bool:
 @contextmanager
 def processes(name: Device) -> Iterator[torch.device]:
     """The device of this process; under torchrun each has its own, and a process group to share images with."""
+    import torch
+    import torch.distributed as dist
+
     device = own_device(name)
     if not under_torchrun():
         yield device
@@ -63,6 +69,8 @@ def processes(name: Device) -> Iterator[torch.device]:
 
 def visible_gpus() -> tuple[str, ...]:
     """The CUDA devices that this process may use, as $CUDA_VISIBLE_DEVICES names them."""
+    import torch
+
     count = torch.cuda.device_count()
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return tuple(named.split(",")[:count]) if named else tuple(map(str, range(count)))
@@ -70,6 +78,8 @@ def visible_gpus() -> tuple[str, ...]:
 
 def own_device(name: Device) -> torch.device:
     """The device called ``name``, the best there is for ``"auto"``; `ValueError` where there is none of that kind."""
+    import torch
+
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(device for device, available in there.items() if available))

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from emalab.checkpoints import load_segmenter, read_recipe
 from emalab.commands.environment import Device, default_data_root, is_first_process, processes
-from emalab.data import load_dataset
-from emalab.data.loader import num_cores
-from emalab.evaluation import evaluate
-from emalab.metrics import SegmentationScores
-from emalab.recipes import Recipe
+from emalab.data.names import check_name
 from emalab.results import write_record
-from emalab.segmenter import Segmenter
+from emalab.shipped import find_checkpoint
+
+if TYPE_CHECKING:
+    from emalab.metrics import SegmentationScores
+    from emalab.recipes import Recipe
+    from emalab.segmenter import Segmenter
 
 __all__ = ["load_to_score", "run"]
 
@@ -50,6 +51,13 @@ def run(
         device: where to run.
         out: also write the scores to this JSON file.
     """
+    find_checkpoint(checkpoint)
+    if data:
+        check_name(data)
+    from emalab.data import load_dataset
+    from emalab.data.loader import num_cores
+    from emalab.evaluation import evaluate
+
     model, recipe = load_to_score(checkpoint, output_stride)
     dataset = load_dataset(data or recipe.data.name, split or recipe.data.eval_split, data_root or default_data_root())
     with processes(device) as own_device:
@@ -72,6 +80,8 @@ def run(
 
 def load_to_score(checkpoint: str, output_stride: int | None) -> tuple[Segmenter, Recipe]:
     """The network at the stride that is asked for, or else at that with which its recipe scores."""
+    from emalab.checkpoints import load_segmenter, read_recipe
+
     model, recipe = load_segmenter(checkpoint), read_recipe(checkpoint)
     stride = output_stride or recipe.evaluation.output_stride or model.config.output_stride
     return model.with_output_stride(stride), recipe

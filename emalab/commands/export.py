@@ -6,7 +6,6 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from emalab.checkpoints import export_segmenter, load_segmenter, read_recipe
 from emalab.results import load_records
 
 __all__ = ["run"]
@@ -20,9 +19,13 @@ def run(run: Positional[Path], out: Positional[Path], data: str = "") -> None:
         out: the file to write, ending in .safetensors.
         data: what the network was trained on, and under which terms, for those who download it.
     """
+    if out.suffix != ".safetensors":
+        raise ValueError(f"a released network is a .safetensors file; got {out}")
     if not (run / "record.json").is_file():
         raise FileNotFoundError(f"{run} holds no finished run: record.json is missing; go on with it (--resume)")
     (record,) = load_records(run, "record.json")
+    from emalab.checkpoints import export_segmenter, load_segmenter, read_recipe
+
     told = ("scores", "seed", "commit", "device", "versions", "date", "seconds")
     metadata = {**{key: record[key] for key in told}, "data": data}
     export_segmenter(load_segmenter(run / "last.pt"), out, read_recipe(run / "last.pt"), metadata)

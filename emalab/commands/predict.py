@@ -7,12 +7,9 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from emalab.checkpoints import load_segmenter, read_recipe
 from emalab.commands.environment import Device, own_device
-from emalab.data import get_spec
-from emalab.prediction import predict
-from emalab.segmenter import DEFAULT_WEIGHTS
-from emalab.viz import overlay, save_labels, save_picture
+from emalab.data.names import check_name
+from emalab.shipped import DEFAULT_WEIGHTS, find_checkpoint
 
 __all__ = ["run"]
 
@@ -42,6 +39,16 @@ def run(
     stems = [path.stem for path in images]
     if twice := {stem for stem in stems if stems.count(stem) > 1}:
         raise ValueError(f"several photographs are called {sorted(twice)[0]!r}; give them separate --out folders")
+    if not any(path.exists() for path in images):
+        raise FileNotFoundError(f"{images[0]}: no such file.")
+    find_checkpoint(checkpoint)
+    if data:
+        check_name(data)
+    from emalab.checkpoints import load_segmenter, read_recipe
+    from emalab.data import get_spec
+    from emalab.prediction import predict
+    from emalab.viz import overlay, save_labels, save_picture
+
     model, spec = load_segmenter(checkpoint).to(own_device(device)), get_spec(data or read_recipe(checkpoint).data.name)
     if model.config.num_classes != spec.num_classes:
         raise ValueError(f"{checkpoint} tells {model.config.num_classes} classes apart, {spec.name} {spec.num_classes}")

@@ -9,13 +9,11 @@ from typing import Literal
 from tyro.conf import Positional
 
 from emalab.commands.environment import default_data_root, visible_gpus
-from emalab.data.loader import num_cores
 from emalab.results import write_record
 from emalab.studies.catalog import get_study, studies
 from emalab.studies.config import Study
 from emalab.studies.engine import Plan, StudyOptions, make_plan, run_study
 from emalab.studies.folder import StudyFolder
-from emalab.studies.summary import format_summary, summarize, summary_to_dict
 
 __all__ = ["run"]
 
@@ -65,6 +63,8 @@ def run(
         print(_catalog())
         raise SystemExit(0 if list else 2)
     study = get_study(name)
+    from emalab.data.loader import num_cores
+
     gpus = () if accelerator == "cpu" else visible_gpus()
     if accelerator == "cuda" and not gpus:
         raise ValueError("there is no cuda device here; take --accelerator cpu")
@@ -113,6 +113,8 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def _summarize(study: Study, folder: StudyFolder, evaluation: str | None) -> None:
+    from emalab.studies.summary import format_summary, summarize, summary_to_dict
+
     records, failed, corrupt = folder.records(study), folder.failed(study), folder.corrupt(study)
     print(format_summary(summarize(study, records, evaluation, failed)))
     print(f"\n{len(records)} of {len(study.runs())} runs have a record, in {folder.root / 'records'}")

@@ -9,9 +9,8 @@ from tyro.conf import Positional
 
 from emalab.commands.environment import Device, default_data_root, is_first_process, processes
 from emalab.commands.evaluate import load_to_score
-from emalab.data import load_images
-from emalab.data.loader import num_cores
-from emalab.submission import write_submission
+from emalab.data.names import check_name
+from emalab.shipped import find_checkpoint
 
 __all__ = ["run"]
 
@@ -47,6 +46,13 @@ def run(
         overlap: part of a window that the next one shares; by default as its recipe scores it.
         device: where to run.
     """
+    find_checkpoint(checkpoint)
+    if data:
+        check_name(data)
+    from emalab.data import load_images
+    from emalab.data.loader import num_cores
+    from emalab.submission import write_submission
+
     model, recipe = load_to_score(checkpoint, output_stride)
     dataset = load_images(data or recipe.data.name, split, data_root or default_data_root())
     with processes(device) as own_device:

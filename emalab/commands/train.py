@@ -13,9 +13,9 @@ from tyro.conf import arg
 
 from emalab.commands.environment import default_data_root, is_first_process, under_torchrun
 from emalab.commands.recipes import about, recipe_table
+from emalab.options import RunOptions, run_folder
 from emalab.recipes import Recipe, get_recipe, recipe_from_dict
 from emalab.results import git_commit, load_records
-from emalab.trainer import RunOptions, run_folder, train
 
 __all__ = ["run"]
 
@@ -51,6 +51,8 @@ def run(arguments: Sequence[str]) -> None:
 
     parsed = tyro.cli(Arguments, prog=prog, description=about(recipe), args=arguments[1:])
     out = parsed.out or Path("runs") / run_folder(recipe.name, parsed.recipe.seed)
+    from emalab.trainer import train
+
     result = train(parsed.recipe, out, parsed.run)
     if not is_first_process():
         return  # the other processes have the same to say

@@ -1,32 +1,21 @@
-"""Benchmarks, and folders of one's own: what they are (`get_spec`) and their samples (`load_dataset`)."""
+"""Benchmarks, and folders of one's own: what they are (`get_spec`) and their samples (`load_dataset`).
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from difflib import get_close_matches
-from functools import partial
-from pathlib import Path
+Everything is imported when it is first asked for: names and errors must not wait for what reads images.
+"""
 
-from emalab.data.camvid import CAMVID, load_camvid
-from emalab.data.cityscapes import CITYSCAPES, load_cityscapes
-from emalab.data.coco_stuff import (
-    COCO_STUFF_10K,
-    COCO_STUFF_164K,
-    COCO_VOC,
-    load_coco_stuff_10k,
-    load_coco_stuff_164k,
-    load_coco_voc,
-)
-from emalab.data.context import CONTEXT_59, CONTEXT_60, load_context
-from emalab.data.dataset import LabeledImages, Sample, SegmentationDataset, open_image
-from emalab.data.errors import DataError
-from emalab.data.folder import folder_spec, is_folder_name, load_folder
-from emalab.data.parts import part_of, split_and_part
-from emalab.data.shapes import FAR, POOLED, is_scenes_name, load_shapes, scenes_of
-from emalab.data.spec import DatasetSpec
-from emalab.data.voc import VOC, VOC_ANIMALS, load_voc
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from emalab.data.catalog import DATASETS, DatasetEntry, dataset_names, get_spec, load_dataset, load_images
+    from emalab.data.dataset import LabeledImages, Sample, SegmentationDataset, open_image
+    from emalab.data.errors import DataError
+    from emalab.data.spec import DatasetSpec
 
 __all__ = [
+    "DATASETS",
     "DataError",
+    "DatasetEntry",
     "DatasetSpec",
     "LabeledImages",
     "Sample",
@@ -38,96 +27,20 @@ __all__ = [
     "open_image",
 ]
 
-
-@dataclass(frozen=True)
-class DatasetEntry:
-    """A data set, and how to load (split, data root) of it; what is generated or has a path does without the root."""
-
-    spec: DatasetSpec
-    build: Callable[[str, Path | None], LabeledImages]
-
-
-DATASETS: dict[str, DatasetEntry] = {
-    entry.spec.name: entry
-    for entry in (
-        DatasetEntry(CAMVID, load_camvid),
-        DatasetEntry(VOC, partial(load_voc, VOC)),
-        DatasetEntry(VOC_ANIMALS, partial(load_voc, VOC_ANIMALS)),
-        DatasetEntry(CONTEXT_59, partial(load_context, CONTEXT_59)),
-        DatasetEntry(CONTEXT_60, partial(load_context, CONTEXT_60)),
-        DatasetEntry(COCO_STUFF_10K, load_coco_stuff_10k),
-        DatasetEntry(COCO_STUFF_164K, load_coco_stuff_164k),
-        DatasetEntry(COCO_VOC, load_coco_voc),
-        DatasetEntry(CITYSCAPES, load_cityscapes),
-        DatasetEntry(POOLED, partial(load_shapes, POOLED.name)),
-        DatasetEntry(FAR, partial(load_shapes, FAR.name)),
-    )
+_MODULES = {
+    "catalog": ("DATASETS", "DatasetEntry", "dataset_names", "get_spec", "load_dataset", "load_images"),
+    "dataset": ("LabeledImages", "Sample", "SegmentationDataset", "open_image"),
+    "errors": ("DataError",),
+    "spec": ("DatasetSpec",),
 }
 
 
-def dataset_names() -> tuple[str, ...]:
-    """Names that `get_spec` and `load_dataset` know."""
-    return tuple(DATASETS)
+def __getattr__(name: str) -> Any:
+    module = next((module for module, names in _MODULES.items() if name in names), None)
+    if module is None:
+        raise AttributeError(f"module 'emalab.data' has no attribute {name!r}")
+    return getattr(import_module(f"emalab.data.{module}"), name)
 
 
-def get_spec(name: str) -> DatasetSpec:
-    """The constants of the benchmark `name`, or of the folder of that path (see `emalab.data.folder`).
-
-    Raises:
-        DataError: no such benchmark, with the nearest name; or a folder that cannot be used.
-    """
-    return _entry(name).spec
-
-
-def load_dataset(name: str, split: str, root: Path | str | None = None) -> LabeledImages:
-    """The samples of one split, read from the disk as they are asked for.
-
-    Args:
-        name: one of `dataset_names()`, the path of a folder of one's own or of its `classes.yaml`, or generated scenes
-            with dials, such as ``shapes-pooled:spread=40`` (see `emalab.data.shapes.scenes_of`).
-        split: one of `get_spec(name).splits`, or a part of it: ``train/held-out`` is every tenth image of train,
-            ``train/kept`` the others (see `emalab.data.parts`).
-        root: the folder that contains the unpacked releases (`camvid/`, `VOCdevkit/`, `coco/`); unused for
-            generated data and for folders of one's own.
-
-    Raises:
-        DataError: no such name, split or root, or the root does not hold the list of this split.
-    """
-    spec = get_spec(name)
-    if split_and_part(split)[0] in spec.unlabeled_splits:
-        reason = "not in its masks/" if is_folder_name(name) else "not published"
-        raise DataError(f"the labels of {name}'s {split} are {reason}; `emalab submit` predicts them")
-    return _load(name, split, spec.splits, root)
-
-
-def load_images(name: str, split: str, root: Path | str | None = None) -> LabeledImages:
-    """Like `load_dataset`, for those who want no labels: also the splits whose labels are not published.
-
-    Ask the result for `image(index)`, not for a sample.
-    """
-    spec = get_spec(name)
-    return _load(name, split, spec.splits + spec.unlabeled_splits, root)
-
-
-def _load(name: str, split: str, splits: tuple[str, ...], root: Path | str | None) -> LabeledImages:
-    whole, part = split_and_part(split)
-    if whole not in splits:
-        raise DataError(f"{name} has no split {whole!r}; {_offer(whole, splits)}")
-    return part_of(_entry(name).build(whole, None if root is None else Path(root)), part)
-
-
-def _entry(name: str) -> DatasetEntry:
-    if is_folder_name(name):
-        return DatasetEntry(folder_spec(name), lambda split, _: load_folder(name, split))
-    if is_scenes_name(name):
-        return DatasetEntry(scenes_of(name).spec, partial(load_shapes, name))
-    if name not in DATASETS:
-        folder = f"for the folder say {name}/. " if Path(name).is_dir() else ""
-        raise DataError(f"there is no data set {name!r}; {folder}{_offer(name, DATASETS)}")
-    return DATASETS[name]
-
-
-def _offer(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    nearest = get_close_matches(name, known, n=1, cutoff=0.4)
-    return (f"did you mean {nearest[0]!r}? " if nearest else "") + f"There are: {', '.join(known)}."
+def __dir__() -> list[str]:
+    return sorted(__all__)

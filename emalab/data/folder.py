@@ -32,7 +32,7 @@ from emalab.data.errors import DataError, MissingFileError, UnreadableFileError
 from emalab.data.spec import Color, DatasetSpec
 from emalab.data.voc import voc_palette
 
-__all__ = ["CLASSES_FILE", "FolderLabels", "folder_spec", "is_folder_name", "load_folder", "read_labels"]
+__all__ = ["CLASSES_FILE", "FolderLabels", "folder_spec", "load_folder", "read_labels"]
 
 CLASSES_FILE = "classes.yaml"
 """Where a folder says what its masks mean."""
@@ -102,11 +102,6 @@ class FolderLabels:
         if self.ignore is None:
             return () if _IGNORED in self.stored_values else (_IGNORED,)
         return self.ignore
-
-
-def is_folder_name(name: str) -> bool:
-    """Whether ``name`` is the path of a folder, or of its `classes.yaml`, rather than the name of a benchmark."""
-    return "/" in name or "\\" in name or Path(name).suffix in (".yaml", ".yml")
 
 
 def read_labels(path: Path) -> FolderLabels:

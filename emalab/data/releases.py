@@ -16,7 +16,7 @@ from emalab.data.coco_stuff import FOLDER_10K, FOLDER_2017, convert_coco_stuff_1
 from emalab.data.context import FOLDER as FOLDER_CONTEXT
 from emalab.data.context import convert_context
 from emalab.data.errors import DataError
-from emalab.data.folder import is_folder_name
+from emalab.data.names import is_folder_name
 from emalab.data.sbd import convert_sbd
 
 

@@ -29,7 +29,6 @@ __all__ = [
     "Scene",
     "Scenes",
     "ShapesDataset",
-    "is_scenes_name",
     "labeled_shapes",
     "load_shapes",
     "scenes_of",
@@ -262,11 +261,6 @@ class ShapesDataset(LabeledImages):
         scene = self.scene(index)
         image = tv_tensors.Image(torch.from_numpy(scene.image).permute(2, 0, 1))
         return Sample(image, tv_tensors.Mask(torch.from_numpy(scene.mask)), f"{self.split}-{index:05d}")
-
-
-def is_scenes_name(name: str) -> bool:
-    """Whether a data set's name is that of generated scenes: ``shapes-pooled``, or ``shapes-far:gap=6,grain=12``."""
-    return name.partition(":")[0] in _KINDS
 
 
 def scenes_of(name: str) -> PooledScenes | FarScenes:

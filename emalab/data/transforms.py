@@ -1,4 +1,4 @@
-"""Training-time transforms of an image together with its labels, and normalization for the network.
+"""Training-time transforms of an image together with its labels.
 
 The augmentation is that of DeepLab and its successors: random scale, crop with padding, flip, and optionally a
 distortion of the colors. Everything random is drawn from torch's global generator, as in `torchvision.transforms.v2`.
@@ -14,11 +14,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from emalab.data.dataset import Sample
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-Triple = tuple[float, float, float]
+from emalab.modules import IMAGENET_MEAN, Triple
 
 
 class TrainTransform(nn.Module):
@@ -178,36 +174,3 @@ def adjust_colors(image: Tensor, brightness: float, contrast: float, saturation:
     matrix = brightness * contrast * (_YIQ_TO_RGB @ turn @ chroma @ _RGB_TO_YIQ)
     offset = brightness * (1 - contrast) * mean_luma + 0.5  # + 0.5: the conversion to uint8 rounds down
     return torch.addmm(offset, matrix, pixels).clamp_(0, 255).to(torch.uint8).reshape(image.shape)
-
-
-class Normalize(nn.Module):
-    """uint8 images to what the network takes: (x / 255 − mean) / std, on the device where the batch is.
-
-    A training batch is moved as uint8, a quarter of the bytes of float32, and normalized on the GPU.
-
-    Args:
-        mean: of each channel, in 0–1.
-        std: of each channel, in 0–1.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Triple = IMAGENET_MEAN, std: Triple = IMAGENET_STD) -> None:
-        super().__init__()
-        if min(std) <= 0:
-            raise ValueError(f"std is {std}; it must be above 0")
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """uint8 (…, 3, h, w) -> float32, or float64 in a network of that, of the same shape and memory format.
-
-        Raises:
-            TypeError: the images are not uint8, so their range is unknown.
-        """
-        if images.dtype != torch.uint8:
-            raise TypeError(f"Normalize takes uint8 images in 0–255, got {images.dtype}")
-        mean, std = self.mean.to(images.device), self.std.to(images.device)
-        dtype = torch.promote_types(mean.dtype, torch.float32)
-        return (images.to(dtype) / 255 - mean) / std

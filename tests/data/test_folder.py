@@ -11,7 +11,8 @@ from emalab.cli import main
 from emalab.data import DataError, get_spec, load_dataset, load_images
 from emalab.data.check import check_dataset
 from emalab.data.errors import MissingFileError, SizeMismatchError, UnknownLabelError, UnreadableFileError
-from emalab.data.folder import FolderLabels, is_folder_name, load_folder, read_labels
+from emalab.data.folder import FolderLabels, load_folder, read_labels
+from emalab.data.names import is_folder_name
 from emalab.data.prepare import prepare_dataset
 from emalab.data.voc import voc_palette
 

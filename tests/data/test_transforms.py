@@ -7,7 +7,8 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from emalab.data import Sample
-from emalab.data.transforms import Normalize, TrainTransform, adjust_colors
+from emalab.data.transforms import TrainTransform, adjust_colors
+from emalab.modules import Normalize
 
 FILL = (1.0, 0.0, 1.0)  # a color that the ramp below has nowhere
 FILLED = torch.tensor([255, 0, 255])

@@ -1,0 +1,91 @@
+"""What is not imported: help and errors come before torch, the unit before timm, the network class before both.
+
+Held by the modules that a fresh process has loaded, which no busy machine changes; `test_benchmarks.py` measures.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from emalab.cli import COMMANDS
+
+SLOW = ("torch", "numpy", "PIL", "timm", "torchvision", "lightning", "torchmetrics", "scipy", "matplotlib", "yaml")
+BESIDE_TORCH = ("PIL", "timm", "torchvision", "lightning", "torchmetrics", "scipy", "matplotlib", "torch._dynamo")
+
+HELP = (
+    *([], ["--help"], ["data", "--help"], ["train", "--help"], ["train", "camvid-lite2", "--help"]),
+    *([*command.split(), "--help"] for command in COMMANDS),
+    *(["--version"], ["recipes"], ["study", "--list"]),
+)
+ERRORS = (
+    ["trian"],
+    ["train", "camvid-lite"],
+    ["train", "shapes-tiny", "--optim.rate", "1"],
+    ["train", "--from-record", "gone.json"],
+    ["study", "nope"],
+    ["evaluate", "gone.pt"],
+    ["evaluate", "emanet-lite2-voc-animals", "--data", "cmvid"],
+    ["submit", "gone.pt", "--out", "results"],
+    ["predict"],
+    ["predict", "gone.jpg"],
+    ["predict", ".", "--checkpoint", "gone.pt"],
+    ["export", "gone", "net.safetensors"],
+    ["convert", "official", "gone.pth", "net.safetensors"],
+    ["convert", "mmseg", "gone.pth", "net.safetensors"],
+    ["cost", "voc-r100"],
+    ["data", "check", "cmvid"],
+    ["data", "prepare", "cmvid"],
+)
+
+
+PROGRAM = """
+import contextlib, io, json, sys
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as error:
+        if isinstance(words, str):
+            exec(words)
+        else:
+            from emalab.cli import main
+            with contextlib.suppress(SystemExit):
+                main(words)
+    print(json.dumps([words, sorted(sys.modules), error.getvalue()]))
+"""
+
+
+def in_a_fresh_process(
+    inputs: Sequence[str | list[str]], slow: tuple[str, ...], folder: Path
+) -> Iterator[tuple[str, list[str], str]]:
+    """Each import or command line of ``inputs``, with the slow modules that are loaded after it, and its stderr."""
+    arguments = [sys.executable, "-c", PROGRAM, json.dumps(inputs)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, cwd=folder)
+    assert done.stdout.count("\n") == len(inputs), done.stderr
+    for line in done.stdout.splitlines():
+        words, modules, error = json.loads(line)
+        yield words if isinstance(words, str) else " ".join(words), [name for name in slow if name in modules], error
+
+
+def test_help_imports_nothing_slow(tmp_path: Path) -> None:
+    for words, found, error in in_a_fresh_process(HELP, SLOW, tmp_path):
+        assert (found, error) == ([], ""), words
+
+
+def test_errors_import_nothing_slow(tmp_path: Path) -> None:
+    for words, found, error in in_a_fresh_process(ERRORS, SLOW, tmp_path):
+        assert found == [], words
+        assert error, words
+
+
+def test_the_unit_and_the_network_import_torch_alone(tmp_path: Path) -> None:
+    names = ("EMAU", "NonLocal2d", "em_attention", "Segmenter", "build_segmenter")
+    for line, found, _ in in_a_fresh_process([f"from emalab import {name}" for name in names], BESIDE_TORCH, tmp_path):
+        assert found == [], line
+
+
+def test_recipes_import_nothing_slow(tmp_path: Path) -> None:
+    names = ("get_recipe", "Recipe", "SegmenterConfig")
+    for line, found, _ in in_a_fresh_process([f"from emalab import {name}" for name in names], SLOW, tmp_path):
+        assert found == [], line
