@@ -19,7 +19,7 @@ help: ## Print this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
 
 book: $(INSTALLED) ## Execute every chapter and render the book into _build/html
-	@$(RUN) book/build.py
+	@$(RUN) book/site/build.py
 
 test: $(INSTALLED) ## Run the tests and every notebook
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest book tests --nbmake --nbmake-timeout=600 -n $(WORKERS) --dist=worksteal
@@ -37,7 +37,7 @@ format: $(INSTALLED) ## Fix what ruff can fix, and strip the notebooks
 	@$(if $(NOTEBOOKS),$(RUN) -m nbstripout --keep-id $(NOTEBOOKS))
 
 bench: $(INSTALLED) ## Time the hot paths
-	@$(RUN) -m pytest tests/test_benchmarks.py -o addopts=--strict-markers --benchmark-only --benchmark-columns=min,median,iqr,rounds
+	@$(RUN) -m pytest tests/package/test_benchmarks.py -o addopts=--strict-markers --benchmark-only --benchmark-columns=min,median,iqr,rounds
 
 clean: ## Remove everything that make made, .venv included
 	rm -rf $(VENV) _build dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,7 +1,7 @@
 """A part of a split held out from another: what learning rates are chosen on, when val and test must stay unseen.
 
-``trainaug/held-out`` is every tenth image of trainaug, from the first on; ``trainaug/kept`` is the rest. Both follow from
-the order of the split's list alone, so that two machines with the same release hold out the same images.
+``trainaug/held-out`` is every tenth image of trainaug, from the first on; ``trainaug/kept`` is the rest. Both follow
+from the order of the split's list alone, so that two machines with the same release hold out the same images.
 """
 
 from __future__ import annotations

@@ -1,15 +1,11 @@
 """Executing chapters, and what is kept of it."""
 
-import sys
 from pathlib import Path
 
+import chapters
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "book" / "site"))
-
-import chapters
 
 
 @pytest.fixture(autouse=True)

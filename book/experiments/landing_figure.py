@@ -1,0 +1,92 @@
+"""Draws book/site/images/landing.jpg, the figure of the landing page: one photograph on its way through EM attention.
+
+    python book/experiments/landing_figure.py
+
+Everything in it comes from the shipped network and a photograph of scikit-image that may be redistributed.
+"""
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from einops import rearrange
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from PIL import Image
+from skimage import data
+from torch import Tensor
+
+import emalab
+from emalab.data import get_spec, open_image
+from emalab.inspection import distinct_bases, look_inside, merge
+from emalab.viz import overlay
+
+OUT = Path(__file__).parents[1] / "site" / "images" / "landing.jpg"
+SIDE = 480  # pixels, as `emalab predict` sees it
+SHOWN = 4  # kinds of bases
+GLOW = LinearSegmentedColormap.from_list(
+    "glow", [(0.08, 0.09, 0.2, 0.85), (1, 0.75, 0.2, 0.15)]
+)
+
+
+def show(axes: Axes, picture: object, title: str) -> None:
+    axes.imshow(picture)
+    axes.set_title(title, fontsize=10)
+    axes.axis("off")
+
+
+def main() -> None:
+    photo = Image.fromarray(data.astronaut()).resize((SIDE, SIDE))
+    model = emalab.Segmenter.from_pretrained()
+    spec = get_spec("voc-animals")
+    inside = look_inside(model, open_image(photo).as_subclass(Tensor)[None])
+    height, width = inside.size
+
+    x, rebuilt = inside.x[0], inside.attended.reconstruction[0]
+    groups = distinct_bases(inside.attended.bases[0])
+    shares = merge(inside.attended.responsibilities[0], groups)
+    strongest = shares.amax(dim=0).topk(SHOWN).indices
+    strongest = strongest[shares.mean(dim=0)[strongest].argsort(descending=True)]
+
+    # One set of colors for both: the three directions along which the features vary most.
+    mean = rebuilt.mean(dim=0)
+    axes = torch.linalg.svd(rebuilt - mean, full_matrices=False)[2][:3].T
+    limits = ((rebuilt - mean) @ axes).abs().amax(dim=0)
+
+    def colored(features: Tensor, scale: float) -> Image.Image:
+        rgb = (
+            0.5 + 0.5 * (features - features.mean(0)) @ axes / (scale * limits)
+        ).clamp(0, 1)
+        picture = rearrange(255 * rgb, "(h w) c -> h w c", h=height).byte().numpy()
+        return Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.NEAREST)
+
+    labels = emalab.predict(model, photo)
+    tinted = np.asarray(overlay(photo, labels, spec))[:SIDE]
+    figure, panels = plt.subplots(2, 4, figsize=(10, 5.5), layout="constrained")
+    ratio = float(x.norm(dim=1).mean() / rebuilt.norm(dim=1).mean())
+    show(panels[0, 0], photo, "a photograph")
+    show(
+        panels[0, 1], colored(x, ratio), f"features $X$ at {height} × {width} positions"
+    )
+    show(
+        panels[0, 2],
+        colored(rebuilt, 1.0),
+        r"rebuilt from the bases, $\tilde X = Z \mu$",
+    )
+    show(panels[0, 3], tinted, "labels")
+    for panel, group in zip(panels[1], strongest.tolist(), strict=True):
+        share = rearrange(shares[:, group], "(h w) -> h w", h=height).numpy()
+        count = int((groups == group).sum())
+        alike = f"{count} bases, all alike" if count > 1 else "a single base"
+        show(panel, photo, f"who resembles {alike}")
+        large = Image.fromarray(share.astype(np.float32)).resize(
+            (SIDE, SIDE), Image.Resampling.BILINEAR
+        )
+        panel.imshow(np.asarray(large) / share.max(), cmap=GLOW, vmin=0, vmax=1)
+    figure.savefig(OUT, dpi=110, pil_kwargs={"quality": 86})
+    print(f"{OUT}: {OUT.stat().st_size / 1024:.0f} KiB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""The rendered book in a browser: every page that `make book` built, on a wide screen and on a phone."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import yaml
+from playwright.sync_api import Browser, Page, Request, ViewportSize, sync_playwright
+from table_of_contents import toc_entries
+
+ROOT = Path(__file__).resolve().parents[2]
+HTML = ROOT / "_build" / "html"
+PAGES = toc_entries(yaml.safe_load((ROOT / "_toc.yml").read_text()))
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+MEGABYTES = 3  # that a page may weigh, with all it loads
+COMPRESSED = {".css", ".html", ".js", ".json", ".svg"}
+PHONE: ViewportSize = {"width": 390, "height": 844}
+DESK: ViewportSize = {"width": 1440, "height": 900}
+
+pytestmark = pytest.mark.skipif(
+    not (HTML / "index.html").exists(), reason="the book is not rendered; `make book` does it"
+)
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(HTML))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if found is None:
+        pytest.skip(f"no browser on PATH: {', '.join(BROWSERS)}")
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+
+
+class Visit:
+    """A page opened in a fresh profile, and all that went wrong on the way."""
+
+    def __init__(self, browser: Browser, address: str, name: str, **viewport: int) -> None:
+        self.context = browser.new_context(viewport=viewport, color_scheme="light")
+        self.page: Page = self.context.new_page()
+        self.errors: list[str] = []
+        self.bytes = 0
+        self.page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("requestfinished", self._weigh)
+        self.page.route(
+            "**/*", lambda route: route.continue_() if route.request.url.startswith(address) else self._refuse(route)
+        )
+        self.page.goto(f"{address}/{name}.html", wait_until="load")
+        self.page.wait_for_function("!window.MathJax || (MathJax.startup && MathJax.startup.promise)")
+        self.page.evaluate("window.MathJax && MathJax.startup.promise")
+
+    def _refuse(self, route: Any) -> None:
+        self.errors.append(f"asks the network for {route.request.url}")
+        route.abort()
+
+    def _weigh(self, request: Request) -> None:
+        """What a server sends, which compresses text."""
+        path = HTML / unquote(urlsplit(request.url).path).lstrip("/")
+        if path.is_file():
+            content = path.read_bytes()
+            self.bytes += len(gzip.compress(content) if path.suffix in COMPRESSED else content)
+
+    def __enter__(self) -> Visit:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.context.close()
+
+
+# More of the same, which takes axe a minute a page: formulas, code after the first cells, entries of the API page.
+_REPEATS = """
+for (const [kind, kept] of [["mjx-container", 0], [".highlight", 6], ["dl.py", 30]])
+    [...document.querySelectorAll(kind)].slice(kept).forEach(node => node.remove())
+"""
+
+
+def _axe(page: Page, **options: Any) -> list[str]:
+    """Serious violations of the rules of axe-core."""
+    found = page.evaluate("options => axe.run(options)", options)["violations"]
+    return [
+        f"{rule['id']}: {node['html'][:200]}"
+        for rule in found
+        if rule["impact"] in ("serious", "critical")
+        for node in rule["nodes"][:3]
+    ]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_is_whole_and_readable(name: str, browser: Browser, address: str) -> None:
+    """Nothing complains, formulas are typeset without a network, all fits, and color and markup shut nobody out."""
+    with Visit(browser, address, name, **DESK) as visit:
+        page = visit.page
+        assert not visit.errors
+        assert visit.bytes < MEGABYTES * 2**20, f"{visit.bytes / 2**20:.1f} MiB"
+        raw = "[...document.querySelectorAll('.math')].filter(m => !m.querySelector('mjx-container')).length"
+        assert page.evaluate(raw) == 0, "formulas are not typeset"
+        assert page.locator("mjx-merror").count() == 0
+        for viewport in (DESK, PHONE):
+            page.set_viewport_size(viewport)
+            overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+            assert overflow <= 0, f"{overflow} pixels wider than {viewport['width']}"
+        page.set_viewport_size(DESK)
+        page.evaluate(f"() => {{{_REPEATS}}}")
+        page.evaluate((files("axe_playwright_python") / "axe.min.js").read_text())
+        assert not _axe(page)
+        page.evaluate("document.documentElement.dataset.theme = 'dark'")
+        page.wait_for_timeout(400)  # colors fade from one theme to the other
+        assert not _axe(page, runOnly=["color-contrast"])
+
+
+def test_search_finds_a_term(browser: Browser, address: str) -> None:
+    with Visit(browser, address, "search", **DESK) as visit:
+        visit.page.goto(f"{address}/search.html?q=responsibilities")
+        visit.page.wait_for_selector("ul.search li a", timeout=20_000)
+        found = visit.page.locator("ul.search li a").all_inner_texts()
+        assert any("EM attention" in title for title in found)
