@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import subprocess
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,7 +21,7 @@ if TYPE_CHECKING:  # records are read without torch
 
     from emalab.metrics import SegmentationScores
 
-__all__ = ["environment", "git_commit", "load_records", "make_record", "write_record"]
+__all__ = ["checksum", "environment", "git_commit", "load_records", "make_record", "read_record", "write_record"]
 
 
 def git_commit() -> str | None:
@@ -38,17 +40,43 @@ def git_commit() -> str | None:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Where a result came from: device, versions, date."""
+    """Where a result came from: device, versions, date, time of day in UTC, and the command that was given."""
     import torch
 
+    now = datetime.now(UTC)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     packages = ("emalab", "torch", "torchvision", "timm")
     return {
         "device": name,
         "python": platform.python_version(),
         "versions": {package: version(package) for package in packages},
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "date": now.strftime("%Y-%m-%d"),
+        "time": now.strftime("%H:%M:%SZ"),
+        **_command(),
     }
+
+
+def _command() -> dict[str, Any]:
+    """The running program and its arguments; "emalab" for the command line, a script by its path in the checkout."""
+    if not sys.argv or not sys.argv[0]:
+        return {"program": "python", "arguments": []}
+    script = Path(sys.argv[0]).resolve()
+    root = Path(__file__).resolve().parents[1]
+    if script == root / "emalab" / "__main__.py" or script.stem == "emalab":
+        return {"program": "emalab", "arguments": sys.argv[1:]}
+    program = script.relative_to(root).as_posix() if script.is_relative_to(root) else script.name
+    return {"program": program, "arguments": sys.argv[1:]}
+
+
+def checksum(record: Mapping[str, Any]) -> str:
+    """``sha256:`` and the digest of a record's content, without its own entry ``checksum``.
+
+    The digest is taken over JSON with sorted keys and without spaces. It does not depend on how a file is indented, and
+    shows whether a value was changed after the record was written. It is no signature: anybody can compute it.
+    """
+    content = {key: value for key, value in record.items() if key != "checksum"}
+    text = json.dumps(content, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 def make_record(
@@ -79,24 +107,39 @@ def make_record(
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record as JSON, atomically."""
-    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    """Write a record as JSON, atomically, and in it the `checksum` of its content."""
+    content = json.loads(json.dumps(record))  # as a reader will see it: tuples as lists, keys as strings
+    content["checksum"] = checksum(content)
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """One record. Records from before checksums existed lack the entry ``checksum``, and are read as they are.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not a JSON object, or its content does not have the checksum that it names; the message names
+            the file.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # of JSON and of its encoding
+        raise ValueError(f"{path} is not a result record: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} is not a result record: it holds a {type(record).__name__}, not an object")
+    if "checksum" in record and record["checksum"] != checksum(record):
+        raise ValueError(f"{path} was changed after it was written: its content does not have the checksum it names")
+    return record
+
+
 def load_records(folder: Path, pattern: str = "*.json") -> list[dict[str, Any]]:
-    """Every record of a folder, sorted by file name.
+    """Every record of a folder, sorted by file name; errors of a single file as in `read_record`.
 
     Raises:
         FileNotFoundError: nothing there matches ``pattern``.
-        ValueError: a file that is not JSON; the message names it.
     """
-    records = []
-    for path in sorted(folder.glob(pattern)):
-        try:
-            records.append(json.loads(path.read_text(encoding="utf-8")))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not a result record: {error}") from error
+    records = [read_record(path) for path in sorted(folder.glob(pattern))]
     if not records:
         raise FileNotFoundError(f"no result record matches {folder / pattern}")
     return records

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from emalab import results
 from emalab.data.shapes import POOLED
 from emalab.metrics import SegmentationScores, scores_from_confusion
 from emalab.recipes import get_recipe, recipe_from_dict
-from emalab.results import git_commit, load_records, make_record, write_record
+from emalab.results import checksum, git_commit, load_records, make_record, read_record, write_record
 
 CPU = torch.device("cpu")
 RECORDS = Path(__file__).parents[2] / "book" / "results"
@@ -31,6 +32,7 @@ def test_a_record_says_how_to_run_again(tmp_path: Path) -> None:
     record = make_record(recipe, {"single scale": some_scores()}, device=CPU, commit="abc", seconds={"training": 1.5})
     write_record(tmp_path / "run.json", record)
     (read,) = load_records(tmp_path)
+    assert read.pop("checksum") == checksum(record)
     assert read == json.loads(json.dumps(record, allow_nan=False))
     assert recipe_from_dict(read["recipe"]) == recipe
     assert (read["seed"], read["commit"], read["seconds"]) == (7, "abc", {"training": 1.5})
@@ -51,6 +53,42 @@ def test_a_file_that_is_no_record_is_named(tmp_path: Path) -> None:
     (tmp_path / "half.json").write_text('{"recipe": ')
     with pytest.raises(ValueError, match=r"half\.json is not a result record"):
         load_records(tmp_path)
+
+
+def test_an_edited_record_is_refused(tmp_path: Path) -> None:
+    """A score of 0.61 that became 0.91; spaces do not matter, and a record without a checksum is an old one."""
+    path = tmp_path / "run.json"
+    write_record(path, {"scores": {"single scale": {"miou": 0.61}}, "note": "λ", 1: (2, 3)})
+    written = path.read_text(encoding="utf-8")
+    path.write_text(json.dumps(json.loads(written)), encoding="utf-8")
+    assert read_record(path)["scores"]["single scale"]["miou"] == 0.61
+    path.write_text(written.replace("0.61", "0.91"), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"run\.json was changed after it was written"):
+        read_record(path)
+    old = {key: value for key, value in json.loads(written).items() if key != "checksum"}
+    path.write_text(json.dumps(old), encoding="utf-8")
+    assert "checksum" not in read_record(path)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "[" * 100_000, '{"a": '], ids=["list", "number", "nested", "cut"])
+def test_what_is_no_object_is_no_record(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(ValueError, match=r"run\.json is not a result record"):
+        read_record(tmp_path / "run.json")
+
+
+def test_a_record_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(results.__file__).parents[1]
+    for program, expected in (
+        (root / "emalab" / "__main__.py", "emalab"),
+        (Path(sys.prefix) / "Scripts" / "emalab.exe", "emalab"),
+        (root / "book" / "experiments" / "heads.py", "book/experiments/heads.py"),
+        ("/elsewhere/mine.py", "mine.py"),
+    ):
+        monkeypatch.setattr(sys, "argv", [str(program), "--tiny"])
+        where = results.environment(CPU)
+        assert (where["program"], where["arguments"]) == (expected, ["--tiny"])
+        assert re.fullmatch(r"\d\d:\d\d:\d\dZ", where["time"])
 
 
 def test_no_records(tmp_path: Path) -> None:
