@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.1.0"
+
 if TYPE_CHECKING:
     from emalab.architecture import SegmenterConfig
     from emalab.convert import load_mmseg, load_official

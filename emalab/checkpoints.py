@@ -7,10 +7,11 @@ files whose metadata says how the network is built, trained and scored.
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import shlex
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,12 @@ from emalab.shipped import find_checkpoint, shipped_weights
 
 __all__ = [
     "CheckpointError",
+    "all_finite",
     "export_segmenter",
     "load_initial_weights",
     "load_segmenter",
     "load_training_state",
+    "named_tensors",
     "read_metadata",
     "read_recipe",
     "read_tensors",
@@ -48,7 +51,15 @@ class CheckpointError(ValueError):
 
 
 def save_training_state(path: Path, recipe: Recipe, state: Mapping[str, Any]) -> None:
-    """Write a ``.pt`` checkpoint: the recipe and ``state`` (model, optimizer, iteration, …), atomically."""
+    """Write a ``.pt`` checkpoint: the recipe and ``state`` (model, optimizer, iteration, …), atomically.
+
+    Raises:
+        CheckpointError: a tensor with NaN or infinite values; the file stays what it was.
+        OSError: the file cannot be written; it stays what it was.
+    """
+    tensors = dict(named_tensors(state))
+    if not all_finite(tensors.values()):
+        require_finite(tensors, f"{path} was not written")
     content = {"format": FORMAT, "recipe": json.dumps(recipe_to_dict(recipe)), **state}
     write_atomically(path, lambda temporary: torch.save(content, temporary))
 
@@ -92,6 +103,21 @@ def read_tensors(path: Path, entry: str = "") -> Any:
         ) from error
     except (RuntimeError, EOFError, zipfile.BadZipFile, OSError) as error:
         raise CheckpointError(f"{path} is damaged or no checkpoint ({error}); copy or train it again") from error
+
+
+def named_tensors(state: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in nested mappings and sequences, by its keys joined with dots."""
+    if isinstance(state, Tensor):
+        yield name, state
+    elif isinstance(state, Mapping | list | tuple):
+        for key, value in state.items() if isinstance(state, Mapping) else enumerate(state):
+            yield from named_tensors(value, f"{name}.{key}" if name else str(key))
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no value is NaN or infinite: the largest magnitude of all, in one fused reduction for each device."""
+    floating = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()]
+    return not floating or bool(torch.nn.utils.get_total_norm(floating, math.inf).isfinite())
 
 
 def require_finite(tensors: Mapping[str, Tensor], problem: str) -> None:

@@ -15,6 +15,8 @@ from typing import NoReturn
 
 import tyro
 
+from emalab import __version__
+
 __all__ = ["COMMANDS", "main"]
 
 # "data check" is the function `check` of `emalab.commands.data`, "train" the function `run` of `emalab.commands.train`.
@@ -43,9 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if isinstance(stream, TextIOWrapper):  # a file or pipe in Windows' code page has no λ: a "?" rather than an end
             stream.reconfigure(errors="replace")
     if words[:1] == ["--version"]:
-        from importlib.metadata import version
-
-        print(version("emalab"))
+        print(__version__)
         return
     command = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
     if command is None:

@@ -9,10 +9,12 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from emalab import __version__
 from emalab.files import write_atomically
 from emalab.recipes import Recipe, recipe_to_dict
 
@@ -21,7 +23,18 @@ if TYPE_CHECKING:  # records are read without torch
 
     from emalab.metrics import SegmentationScores
 
-__all__ = ["checksum", "environment", "git_commit", "load_records", "make_record", "read_record", "write_record"]
+__all__ = [
+    "checksum",
+    "environment",
+    "find_origin",
+    "git_commit",
+    "load_records",
+    "make_record",
+    "read_record",
+    "write_record",
+]
+
+_PACKAGES = ("torch", "torchvision", "timm")
 
 
 def git_commit() -> str | None:
@@ -40,20 +53,34 @@ def git_commit() -> str | None:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Where a result came from: device, versions, date, time of day in UTC, and the command that was given."""
+    """Where a result came from: device, versions, date, time of day in UTC, and the command that was given.
+
+    Versions are those of the running sources: a package that is found through PYTHONPATH has no metadata.
+    """
     import torch
 
     now = datetime.now(UTC)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    packages = ("emalab", "torch", "torchvision", "timm")
     return {
         "device": name,
         "python": platform.python_version(),
-        "versions": {package: version(package) for package in packages},
+        "versions": {"emalab": __version__, **{package: _version(package) for package in _PACKAGES}},
         "date": now.strftime("%Y-%m-%d"),
         "time": now.strftime("%H:%M:%SZ"),
         **_command(),
     }
+
+
+def find_origin(device: torch.device, commit: str | None = None) -> dict[str, Any]:
+    """Commit of the source (looked up when not given) and `environment`: what a run asks for before it starts."""
+    return {"commit": commit or git_commit(), **environment(device)}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return getattr(import_module(package), "__version__", None)
 
 
 def _command() -> dict[str, Any]:
@@ -83,8 +110,7 @@ def make_record(
     recipe: Recipe,
     scores: Mapping[str, SegmentationScores],
     *,
-    device: torch.device,
-    commit: str | None = None,
+    origin: Mapping[str, Any],
     **extra: Any,
 ) -> dict[str, Any]:
     """A result record.
@@ -92,16 +118,14 @@ def make_record(
     Args:
         recipe: what was run, seed included.
         scores: by evaluation protocol, e.g. ``"single scale"``.
-        device: where it ran.
-        commit: of the source; looked up when not given.
+        origin: what `find_origin` gave before the run; nothing is looked up here, where it could fail.
         extra: anything else that JSON can hold: seconds, images per second, curves.
     """
     return {
         "recipe": recipe_to_dict(recipe),
         "seed": recipe.seed,
         "scores": {protocol: result.to_dict() for protocol, result in scores.items()},
-        "commit": commit or git_commit(),
-        **environment(device),
+        **origin,
         **extra,
     }
 
@@ -111,7 +135,17 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
     content = json.loads(json.dumps(record))  # as a reader will see it: tuples as lists, keys as strings
     content["checksum"] = checksum(content)
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    if not _encodable(text):  # a path or an argument with bytes that are no UTF-8
+        text = json.dumps(content, indent=1) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_record(path: Path) -> dict[str, Any]:

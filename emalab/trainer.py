@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import json
 import math
 import time
 import weakref
@@ -23,7 +24,15 @@ from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from emalab.checkpoints import CheckpointError, load_initial_weights, load_training_state, save_training_state
+from emalab.checkpoints import (
+    CheckpointError,
+    all_finite,
+    load_initial_weights,
+    load_training_state,
+    named_tensors,
+    require_finite,
+    save_training_state,
+)
 from emalab.data import LabeledImages, load_dataset
 from emalab.data.loader import num_cores, training_loader
 from emalab.data.memory import InMemory
@@ -32,8 +41,8 @@ from emalab.evaluation import evaluate
 from emalab.metrics import SegmentationScores
 from emalab.optim import cross_entropy, parameter_groups, poly_lr
 from emalab.options import RunOptions, run_folder
-from emalab.recipes import Recipe, recipe_names, recipe_to_dict
-from emalab.results import git_commit, make_record, write_record
+from emalab.recipes import Recipe, recipe_from_dict, recipe_names, recipe_to_dict
+from emalab.results import find_origin, make_record, write_record
 from emalab.runlog import RunLog
 from emalab.segmenter import Segmenter, build_segmenter
 
@@ -48,7 +57,7 @@ __all__ = [
 
 
 class TrainingDivergedError(FloatingPointError):
-    """The loss is no longer finite; the message says where, and what to try."""
+    """Loss, weights, running statistics or moments are no longer finite; the message says where, and what to try."""
 
 
 class TrainResult(NamedTuple):
@@ -80,7 +89,7 @@ def train(
         ValueError: a recipe that does not fit its data or these devices.
         FileExistsError: ``out`` holds a run already and ``options.resume`` is off.
         CheckpointError: ``last.pt`` is damaged or belongs to another recipe, or the weights to start from do not fit.
-        TrainingDivergedError: the loss became infinite or NaN.
+        TrainingDivergedError: the loss, a weight, a running statistic or a moment became infinite or NaN.
     """
     return Trainer(recipe, Path(out), options or RunOptions(), train_data, eval_data).fit()
 
@@ -148,7 +157,8 @@ class Trainer:
         self.eval_data = load_dataset(name, recipe.data.eval_split, root) if eval_data is None else eval_data
         self._check()
         self.iteration, self.best, self.seconds = 0, -math.inf, 0.0
-        self.commit = options.commit or git_commit()  # now: the source may change while a long run goes on
+        # Now: the source may change while a long run goes on, and nothing after the last step may fail.
+        self.origin = find_origin(self.fabric.device, options.commit)
         self.model = self._build_model()
         self.out.mkdir(parents=True, exist_ok=True)
         self._step, self.optimizer = self._set_up()
@@ -182,7 +192,7 @@ class Trainer:
                 if saves or evaluates or self.iteration % self.options.log_every == 0:
                     loss, speed = window.close(self.fabric)
                     lr = poly_lr(self.iteration - 1, self.recipe.optim)
-                    self._stop_if_diverged(loss, lr)
+                    self._stop_if_diverged(loss)
                     log.write(self.iteration, loss=loss, lr=lr, images_per_second=speed)
                     bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", img_s=f"{speed:.0f}")
                 if evaluates:
@@ -201,8 +211,7 @@ class Trainer:
         record = make_record(
             self.recipe,
             scores_by_protocol,
-            device=self.fabric.device,
-            commit=self.commit,
+            origin=self.origin,
             devices=self.fabric.world_size,
             seconds={"training": self.seconds, "evaluation": time.perf_counter() - trained},
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
@@ -258,6 +267,7 @@ class Trainer:
     def evaluate(self, scales: tuple[float, ...] = (1.0,), flip: bool = False) -> SegmentationScores:
         """Score the network as it is now on the recipe's evaluation split, under the recipe's precision and stride."""
         config = self.recipe.evaluation
+        self._stop_unless_finite()
         with self.fabric.autocast():
             scores = evaluate(
                 self.scored,
@@ -274,11 +284,11 @@ class Trainer:
         return scores
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint from which the run can resume."""
+        """Write a checkpoint from which the run can resume; one with NaN or infinite values is never written."""
+        self._stop_unless_finite()
         if self.fabric.is_global_zero:
             state = {
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                **self._learned(),
                 "scaler": self.fabric.strategy.precision.state_dict(),  # of float16's gradients; else empty
                 "iteration": self.iteration,
                 "best": self.best,
@@ -290,6 +300,7 @@ class Trainer:
     def _check(self) -> None:
         """What can be known to fail later fails now."""
         recipe, ranks = self.recipe, self.fabric.world_size
+        recipe_from_dict(json.loads(json.dumps(recipe_to_dict(recipe))))  # as every checkpoint will hold it
         for data in (self.train_data, self.eval_data):
             if recipe.model.num_classes != data.spec.num_classes:
                 raise ValueError(
@@ -298,6 +309,8 @@ class Trainer:
                 )
             if len(data) == 0:
                 raise ValueError(f"a split of {data.spec.name} has no images; {recipe.name} needs some")
+            if not _has_labels(data):
+                raise ValueError(f"every pixel of a split of {data.spec.name} is ignored; there is nothing to learn")
         if recipe.optim.batch_size % ranks:
             raise ValueError(
                 f"optim.batch_size {recipe.optim.batch_size} cannot be shared equally by {ranks} processes"
@@ -418,13 +431,34 @@ class Trainer:
             self.best = scores.miou
             self.save(self.out / "best.pt")
 
-    def _stop_if_diverged(self, loss: float, lr: float) -> None:
+    def _learned(self) -> dict[str, Any]:
+        """Everything that training changes: weights, running statistics, bases, moments."""
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def _stop_if_diverged(self, loss: float) -> None:
         if not math.isfinite(loss):
-            kept = f"; {self.last} holds the last checkpoint before" if self.last.exists() else ""
-            raise TrainingDivergedError(
-                f"the loss became {loss} by iteration {self.iteration}, at learning rate {lr:.2e}; "
-                f"lower optim.lr or set optim.clip_norm, and start again in another folder{kept}"
-            )
+            raise self._diverged(f"the loss became {loss}")
+
+    def _stop_unless_finite(self) -> None:
+        """A loss may be finite while weights and running statistics are not; all ranks stop together."""
+        tensors = dict(named_tensors(self._learned()))
+        finite = torch.tensor(float(all_finite(tensors.values())), device=self.fabric.device)
+        everywhere = self.fabric.all_reduce(finite, reduce_op="sum")
+        assert isinstance(everywhere, Tensor)
+        if everywhere < self.fabric.world_size:
+            try:
+                require_finite(tensors, "the network diverged")
+            except CheckpointError as error:
+                raise self._diverged(str(error)) from None
+            raise self._diverged("the network of another process diverged")
+
+    def _diverged(self, what: str) -> TrainingDivergedError:
+        lr = poly_lr(max(self.iteration - 1, 0), self.recipe.optim)
+        kept = f"; {self.last} holds the last checkpoint before" if self.last.exists() else ""
+        return TrainingDivergedError(
+            f"{what} by iteration {self.iteration}, at learning rate {lr:.2e}; "
+            f"lower optim.lr or set optim.clip_norm, and start again in another folder{kept}"
+        )
 
     def _progress_bar(self) -> tqdm[Any]:
         return tqdm(
@@ -434,6 +468,11 @@ class Trainer:
             unit="it",
             disable=not (self.options.progress and self.fabric.is_global_zero),
         )
+
+
+def _has_labels(data: LabeledImages) -> bool:
+    """Whether a pixel has a label; mostly the first image decides."""
+    return any(bool((data[index].mask != data.spec.ignore_index).any()) for index in range(len(data)))
 
 
 class _Window:

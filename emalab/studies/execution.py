@@ -120,8 +120,7 @@ def _train(run: Run, workspace: Path, options: RunOptions, datasets: Datasets) -
         return make_record(
             recipe,
             {},
-            device=device,
-            commit=trainer.commit,
+            origin=trainer.origin,
             **told,
             diverged=str(error),
             seconds=seconds(),

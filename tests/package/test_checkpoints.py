@@ -20,6 +20,7 @@ from tiny import random_images, tiny_recipe, tiny_segmenter
 from emalab import checkpoints, shipped
 from emalab.checkpoints import (
     CheckpointError,
+    all_finite,
     export_segmenter,
     load_segmenter,
     load_training_state,
@@ -65,6 +66,20 @@ class TestTrainingState:
         assert not loaded.training
         assert torch.equal(loaded(images), model(images))
         assert read_recipe(state_file) == RECIPE
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+    def test_never_holds_values_that_are_no_numbers(self, value: float, dtype: torch.dtype, state_file: Path) -> None:
+        """However deep they lie; the file stays what it was."""
+        before, spoiled = state_file.read_bytes(), torch.ones(7, dtype=dtype)
+        spoiled[3] = value
+        state = {"optimizer": {"state": [{"step": torch.tensor(1), "exp_avg": spoiled}], "lr": value}}
+        with pytest.raises(
+            CheckpointError, match=r"last\.pt was not written: 1 of the 7 values of optimizer\.state\.0"
+        ):
+            save_training_state(state_file, RECIPE, state)
+        assert state_file.read_bytes() == before
+        assert all_finite([torch.ones(2, dtype=dtype) * torch.finfo(dtype).max, torch.ones(0), torch.tensor(3)])
 
     def test_nothing_there(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*gone\.pt"):

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import tiny_recipe
 
+import emalab
 from emalab import results
 from emalab.data.shapes import POOLED
 from emalab.metrics import SegmentationScores, scores_from_confusion
 from emalab.recipes import get_recipe, recipe_from_dict
-from emalab.results import checksum, git_commit, load_records, make_record, read_record, write_record
+from emalab.results import checksum, find_origin, git_commit, load_records, make_record, read_record, write_record
 
 CPU = torch.device("cpu")
 RECORDS = Path(__file__).parents[2] / "book" / "results"
@@ -29,7 +32,9 @@ def some_scores() -> SegmentationScores:
 
 def test_a_record_says_how_to_run_again(tmp_path: Path) -> None:
     recipe = tiny_recipe(seed=7)
-    record = make_record(recipe, {"single scale": some_scores()}, device=CPU, commit="abc", seconds={"training": 1.5})
+    record = make_record(
+        recipe, {"single scale": some_scores()}, origin=find_origin(CPU, "abc"), seconds={"training": 1.5}
+    )
     write_record(tmp_path / "run.json", record)
     (read,) = load_records(tmp_path)
     assert read.pop("checksum") == checksum(record)
@@ -39,6 +44,25 @@ def test_a_record_says_how_to_run_again(tmp_path: Path) -> None:
     assert read["scores"]["single scale"] == some_scores().to_dict()
     assert read["versions"].keys() == {"emalab", "torch", "torchvision", "timm"}
     assert read["device"]
+
+
+def test_an_argument_that_is_no_text(tmp_path: Path) -> None:
+    """A file name of other bytes than UTF-8, as Python hands it to programs."""
+    record = {"program": "emalab", "arguments": ["predict", os.fsdecode(b"caf\xe9.jpg")]}
+    write_record(tmp_path / "run.json", record)
+    assert read_record(tmp_path / "run.json")["arguments"] == record["arguments"]
+
+
+def test_versions_without_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages that PYTHONPATH names say their version themselves."""
+
+    def missing(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(results, "version", missing)
+    found = results.environment(CPU)["versions"]
+    assert (found["emalab"], found["torch"]) == (emalab.__version__, torch.__version__)
+    assert all(found.values())
 
 
 def test_records_come_sorted_by_name(tmp_path: Path) -> None:
