@@ -1,114 +1,131 @@
-"""Execute the chapters and render the book into ``_build/html``: what ``make book`` runs."""
+"""Execute the chapters and render the book into ``_build/html``: what ``make book`` runs.
 
-import hashlib
+All pages are rendered, whatever fails; a failed cell or a warning makes the exit status 1.
+"""
+
 import os
 import shutil
 import subprocess
 import sys
-from importlib.metadata import distributions
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from jupyter_cache import get_cache
-from jupyter_cache.executors import load_executor
+import chapters
+from chapters import BUILD, ROOT, Chapter
 
-ROOT = Path(__file__).resolve().parents[2]
-BUILD = ROOT / "_build"
-CACHE = BUILD / ".jupyter_cache"
-
-
-def digest_of(*patterns: str) -> str:
-    """Digest of names and contents of the files below the root that match."""
-    digest = hashlib.sha256()
-    found = {path for pattern in patterns for path in ROOT.glob(pattern)}
-    for path in sorted(p for p in found if p.is_file()):
-        if not {"__pycache__", ".ipynb_checkpoints"} & set(path.parts):
-            name = path.relative_to(ROOT).as_posix()
-            digest.update(name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
+WORKERS = min(
+    os.cpu_count() or 1, 8
+)  # kernels at a time; each computes with one thread
+INDEX = BUILD / "html" / "index.html"
+# Written after a build without a warning, of what it was made: all around the pages, and the pages.
+CLEAN = BUILD / "clean"
 
 
-def fingerprint() -> str:
-    """Digest of all that a chapter's outputs depend on, apart from the chapter itself.
+class Progress:
+    """Prints a line for each chapter as it ends, with an estimate of the time left for the others.
 
-    The execution cache compares a notebook's own cells only: without this, an edited package, a new result or
-    another torch would leave yesterday's figures in the book.
+    A chapter weighs the seconds that it took the last time. One that never ran weighs as many seconds a cell as the
+    others took.
     """
-    files = digest_of(
-        "emalab/**/*",
-        "book/results/**/*",
-        "book/lab/**/*",
-        "book/experiments/beyond_*.py",
-        "book/site/interactive/*",
-        "tests/reference/*",
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        seconds = {path: chapters.seconds_before(path) for path in paths}
+        cells = {path: len(chapters.read(path).cells) for path in paths}
+        known = [path for path in paths if seconds[path] is not None]
+        total = sum(seconds[path] or 0.0 for path in known)
+        a_cell = total / sum(cells[path] for path in known) if known else 1.0
+        self.weights = {path: seconds[path] or cells[path] * a_cell for path in paths}
+        self.left = set(paths)
+        self.executed = 0.0  # weight of the chapters that were executed
+        self.start = time.monotonic()
+
+    def __call__(self, chapter: Chapter) -> None:
+        self.left.remove(chapter.path)
+        if not chapter.reused:
+            self.executed += self.weights[chapter.path]
+        done, count = len(self.weights) - len(self.left), len(self.weights)
+        took = "unchanged" if chapter.reused else f"{chapter.seconds:.0f} s"
+        parts = [f"[{done:2}/{count}] {chapter.path.stem:<20} {took:>9}"]
+        parts += ["FAILED"] if chapter.failures else []
+        parts += [self.time_left()] if self.left and self.executed else []
+        print("  ".join(parts), flush=True)
+
+    def time_left(self) -> str:
+        left = sum(self.weights[path] for path in self.left)
+        seconds = (time.monotonic() - self.start) * left / self.executed
+        return (
+            f"about {seconds:.0f} s left"
+            if seconds < 90
+            else f"about {seconds / 60:.0f} min left"
+        )
+
+
+def execute(paths: Sequence[Path]) -> list[Chapter]:
+    """Execute the chapters that need it, the longest first."""
+    progress = Progress(paths)
+    longest_first = sorted(paths, key=lambda path: -progress.weights[path])
+    return chapters.execute_all(longest_first, WORKERS, progress)
+
+
+def render(*, everything: bool) -> int:
+    """Render the pages with their outputs; the exit status, 1 after a warning.
+
+    Unless everything is parsed again, a page that has not changed since the last build keeps its warnings to itself.
+    """
+    shutil.rmtree(INDEX.parent, ignore_errors=True)
+    program = "from jupyter_book.cli.main import main; main()"
+    arguments = ["build", str(ROOT), "-W", "--keep-going", "-q"]
+    arguments += ["--all"] if everything else []
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    return done.returncode if INDEX.exists() else 1
+
+
+def report(executed: Sequence[Chapter]) -> None:
+    """Print one line for each failed cell."""
+    failed = [
+        (chapter, failure) for chapter in executed for failure in chapter.failures
+    ]
+    if failed:
+        print("\nFailed cells, with their tracebacks on the pages:")
+    for chapter, failure in failed:
+        name = chapter.path.relative_to(ROOT)
+        print(f"  {name}, cell {failure.cell} ({failure.id}): {failure.line[:200]}")
+
+
+def made_of() -> list[str]:
+    """Digests of all around the pages, and of the pages."""
+    around = chapters.surroundings() + chapters.digest_of(
+        "_*.yml", "book/*.bib", "book/*/**/*"
     )
-    digest = hashlib.sha256(files.encode())
-    for package in sorted(
-        f"{package.name}=={package.version}" for package in distributions()
-    ):
-        digest.update(package.encode())
-    for variable in sorted(name for name in os.environ if name.startswith("EMALAB_")):
-        digest.update(f"{variable}={os.environ[variable]}".encode())
-    return digest.hexdigest()
-
-
-def execute_side_by_side() -> None:
-    """Execute the chapters that are not in the cache, one process per core; Sphinx would go one by one.
-
-    A chapter that fails is left to Sphinx, which executes it again and reports the traceback.
-    """
-    os.environ["OMP_NUM_THREADS"] = "1"  # a core each
-    cache = get_cache(str(CACHE))
-    for path in sorted((ROOT / "book").glob("*.ipynb")):
-        cache.add_nb_to_project(str(path))
-    load_executor("local-parallel", cache).run_and_cache(timeout=None)
+    for variable in ("BOOK_REPOSITORY", "BOOK_REF"):
+        around += f"/{quote(os.environ.get(variable, ''), safe='')}"
+    return [around, chapters.digest_of("book/*.ipynb", "book/*.md")]
 
 
 def main() -> int:
-    """Build the book; a failing cell or a single warning makes the exit status non-zero."""
-    stamp, current = BUILD / "fingerprint", fingerprint()
-    # Written after a build without a warning, of what it was made: all around the pages, and the pages.
-    clean = BUILD / "clean"
-    around = digest_of("_*.yml", "book/*.bib", "book/*/**/*")
-    for variable in ("BOOK_REPOSITORY", "BOOK_REF"):
-        around += f"/{quote(os.environ.get(variable, ''), safe='')}"
-    made_of = [current + around, digest_of("book/*.ipynb", "book/*.md")]
-    index = BUILD / "html" / "index.html"
-    last = clean.read_text(encoding="utf-8").split() if clean.exists() else ["", ""]
-    if made_of == last and index.exists():
-        print(f"Nothing has changed. The book: {index}")
+    """Build the book; the exit status is 1 if a cell failed or a page gave a warning."""
+    last = CLEAN.read_text(encoding="utf-8").split() if CLEAN.exists() else ["", ""]
+    current = made_of()
+    if current == last and INDEX.exists():
+        print(f"Nothing has changed. The book: {INDEX}")
         return 0
-
-    clean.unlink(missing_ok=True)
-    if not stamp.exists() or stamp.read_text(encoding="utf-8") != current:
-        shutil.rmtree(CACHE, ignore_errors=True)
-    shutil.rmtree(BUILD / "html", ignore_errors=True)
-    BUILD.mkdir(exist_ok=True)
-    stamp.write_text(current, encoding="utf-8")
-
-    if os.environ.get("EMALAB_FULL") != "1":
-        execute_side_by_side()  # full recipes take turns on the GPU instead
-
-    # --all parses every page again: otherwise an unchanged page would keep its warnings to itself. It has none if the
-    # last build had none, and nothing but pages was edited since.
-    jupyter_book = [
-        sys.executable,
-        "-c",
-        "from jupyter_book.cli.main import main; main()",
-    ]
-    arguments = ["build", str(ROOT), "-W", "--keep-going"]
-    arguments += [] if made_of[0] == last[0] else ["--all"]
-    status = subprocess.run(jupyter_book + arguments, cwd=ROOT).returncode
-    if status == 0 and not index.exists():
-        status = 1
-    if status == 0:
-        clean.write_text(" ".join(made_of), encoding="utf-8")
-    print(
-        f"\nThe book: {index}"
-        if status == 0
-        else "\nThe book did not build: see the first warning or traceback above."
-    )
-    return status
+    CLEAN.unlink(missing_ok=True)
+    executed = execute(sorted((ROOT / "book").glob("*.ipynb")))
+    print("Rendering the pages.", flush=True)
+    # No page had a warning if the last build had none; only what was edited since is parsed again.
+    warned = render(everything=current[0] != last[0])
+    report(executed)
+    if warned:
+        print("\nRendering gave warnings: see above.")
+    if INDEX.exists():
+        print(f"\nThe book: {INDEX}")
+    failed = any(chapter.failures for chapter in executed)
+    if not warned and not failed:
+        CLEAN.write_text(" ".join(current), encoding="utf-8")
+    return 1 if warned or failed else 0
 
 
 if __name__ == "__main__":
