@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 from tqdm.auto import tqdm
 
 from emalab.data import LabeledImages, Sample
-from emalab.data.loader import workers
+from emalab.data.loader import ReadingLoader
 from emalab.inference import predict_labels, predict_probabilities
 from emalab.metrics import SegmentationMetric, SegmentationScores
 from emalab.segmenter import Segmenter
@@ -93,7 +93,7 @@ def _batches_of_one_size(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """This rank's images and masks, (b, 3, h, w) and (b, h, w), gathered by size as they arrive."""
     share = share_of_rank(len(dataset))
-    loader: DataLoader[Sample] = DataLoader(Subset(dataset, share), batch_size=None, **workers(num_workers))
+    loader = ReadingLoader(Subset(dataset, share), num_workers, batch_size=None)
     waiting: dict[torch.Size, list[Sample]] = defaultdict(list)
 
     def batch(samples: list[Sample]) -> tuple[Tensor, Tensor]:

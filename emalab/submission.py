@@ -23,13 +23,13 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from emalab.data import LabeledImages
 from emalab.data.coco_stuff import COCO_STUFF_10K, COCO_STUFF_164K, IDS
 from emalab.data.errors import DataError
-from emalab.data.loader import workers
+from emalab.data.loader import ReadingLoader
 from emalab.data.voc import VOC
 from emalab.evaluation import check_classes, share_of_rank
 from emalab.files import write_atomically
@@ -138,7 +138,7 @@ class _Images(Dataset[tuple[Tensor, str]]):
 
 def _images(dataset: LabeledImages, num_workers: int, progress: bool) -> Iterator[tuple[Tensor, str]]:
     images = _Images(dataset)
-    loader: DataLoader[tuple[Tensor, str]] = DataLoader(images, batch_size=None, **workers(num_workers))
+    loader = ReadingLoader(images, num_workers, batch_size=None)
     disable = not progress or images.indices.start > 0
     return iter(tqdm(loader, "predicting", unit="img", disable=disable, leave=False))
 

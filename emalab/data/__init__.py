@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from emalab.data.catalog import DATASETS, DatasetEntry, dataset_names, get_spec, load_dataset, load_images
-    from emalab.data.dataset import LabeledImages, Sample, SegmentationDataset, open_image
+    from emalab.data.dataset import LabeledImages, Sample, SegmentationDataset
     from emalab.data.errors import DataError
+    from emalab.data.images import open_image
     from emalab.data.spec import DatasetSpec
 
 __all__ = [
@@ -29,8 +30,9 @@ __all__ = [
 
 _MODULES = {
     "catalog": ("DATASETS", "DatasetEntry", "dataset_names", "get_spec", "load_dataset", "load_images"),
-    "dataset": ("LabeledImages", "Sample", "SegmentationDataset", "open_image"),
+    "dataset": ("LabeledImages", "Sample", "SegmentationDataset"),
     "errors": ("DataError",),
+    "images": ("open_image",),
     "spec": ("DatasetSpec",),
 }
 

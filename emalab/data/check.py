@@ -1,15 +1,18 @@
 """Does a data set on the disk hold what its benchmark promises? Every file is decoded to find out."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 from emalab.data import get_spec, load_dataset
 from emalab.data.conversion import run_all
-from emalab.data.dataset import SegmentationDataset, check_sizes, open_image
+from emalab.data.dataset import SegmentationDataset
 from emalab.data.errors import DataError
+
+_Result = TypeVar("_Result")
 
 _SHOWN = 10  # problems of one kind that a printed report lists
 
@@ -106,15 +109,19 @@ def check_dataset(
 def _check_sample(dataset: SegmentationDataset, index: int) -> list[Problem]:
     """The problems of one pair of files; both are looked at even when one is bad."""
     pair = dataset.pairs[index]
-    problems, opened = [], []
-    for file, load in ((pair.image, lambda: open_image(pair.image)), (pair.mask, lambda: dataset.open_mask(index))):
+    problems: list[Problem] = []
+
+    def attempt(file: Path, read: Callable[[], _Result]) -> _Result | None:
         try:
-            opened.append(load())
+            return read()
         except DataError as error:
             problems.append(Problem(file, error.kind, str(error)))
-    if len(opened) == 2:
-        try:
-            check_sizes(pair, *opened)
-        except DataError as error:
-            problems.append(Problem(pair.mask, error.kind, str(error)))
+            return None
+
+    image = attempt(pair.image, lambda: dataset.decode_image(index))
+    mask = attempt(pair.mask, lambda: dataset.read_mask(index))
+    if image is not None and mask is not None:
+        attempt(pair.mask, lambda: dataset.joined(index, image, mask))
+    elif mask is not None:
+        attempt(pair.mask, lambda: dataset.labels(index, mask))
     return problems

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from emalab.data.conversion import make_label_files, read_mat, run_all, translate, value_table, write_names
-from emalab.data.dataset import UNKNOWN, FilePair, SegmentationDataset, lookup_table, open_mask
+from emalab.data.dataset import FilePair, SegmentationDataset
 from emalab.data.errors import DataError, MissingFileError
 from emalab.data.lists import files_by_name, read_names, require_root
+from emalab.data.masks import UNKNOWN, lookup_table, open_mask
 from emalab.data.spec import DatasetSpec
 from emalab.data.voc import VOC, voc_palette
 

@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from emalab.data.dataset import UNKNOWN
 from emalab.data.errors import (
     DataError,
     MissingFileError,
@@ -23,6 +22,7 @@ from emalab.data.errors import (
     UnreadableFileError,
 )
 from emalab.data.loader import num_cores
+from emalab.data.masks import UNKNOWN
 from emalab.data.spec import Color
 from emalab.files import write_atomically
 
@@ -71,7 +71,7 @@ def translate(source: Path | str, stored: Any, table: np.ndarray) -> np.ndarray:
     Args:
         source: where the values come from, for the errors.
         stored: values as in the release.
-        table: value -> value in the PNG file, or `emalab.data.dataset.UNKNOWN` where there is no such label.
+        table: value -> value in the PNG file, or `emalab.data.masks.UNKNOWN` where there is no such label.
 
     Raises:
         DataError: `stored` is not a matrix of whole numbers, or a value is outside the table.

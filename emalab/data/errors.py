@@ -25,6 +25,12 @@ class SizeMismatchError(DataError):
     kind = "size mismatch"
 
 
+class OrientationError(DataError):
+    """An image that its EXIF orientation turns, and a mask of which nobody knows whether it is turned too."""
+
+    kind = "orientation"
+
+
 class UnknownLabelError(DataError):
     """A label map holds values outside the benchmark's label set."""
 

@@ -27,8 +27,9 @@ from typing import Any
 
 import yaml
 
-from emalab.data.dataset import UNKNOWN, FilePair, SegmentationDataset
+from emalab.data.dataset import FilePair, SegmentationDataset
 from emalab.data.errors import DataError, MissingFileError, UnreadableFileError
+from emalab.data.masks import UNKNOWN
 from emalab.data.spec import Color, DatasetSpec
 from emalab.data.voc import voc_palette
 

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from emalab.data.dataset import LabeledImages
+from emalab.data.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +159,55 @@ def _keep_inherited_objects(worker: int) -> None:
     gc.freeze()
 
 
+@dataclass(frozen=True)
+class _Failure:
+    """A `DataError` on its way from a worker: torch would add the worker's traceback to its message."""
+
+    error: DataError
+
+
+class _Caught(Dataset[Any]):
+    """The samples of ``dataset``, and for one that cannot be read its `_Failure`."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        try:
+            return self.dataset[index]
+        except DataError as error:
+            return _Failure(error)
+
+
+def _collate(samples: list[Any]) -> Any:
+    return next((sample for sample in samples if isinstance(sample, _Failure)), None) or default_collate(samples)
+
+
+class ReadingLoader(DataLoader[Any]):
+    """A `DataLoader` whose workers report an unreadable file as one without workers does: by its `DataError` alone.
+
+    Args:
+        dataset: map-style.
+        num_workers: processes that read, as `workers` starts them; 0 reads in this process.
+        options: further arguments of `DataLoader`, but for ``collate_fn``.
+    """
+
+    def __init__(self, dataset: Dataset[Any], num_workers: int = 0, **options: Any) -> None:
+        if options.get("batch_size", 1) is not None:
+            options["collate_fn"] = _collate
+        super().__init__(_Caught(dataset), **options, **workers(num_workers))
+
+    def __iter__(self) -> Any:
+        """Batches, or samples with ``batch_size=None``; `DataError` from the first file that cannot be read."""
+        for batch in super().__iter__():
+            if isinstance(batch, _Failure):
+                raise batch.error
+            yield batch
+
+
 def training_loader(
     dataset: LabeledImages,
     transform: nn.Module,
@@ -170,7 +220,7 @@ def training_loader(
     world_size: int = 1,
     num_workers: int = 0,
     pin_memory: bool = False,
-) -> DataLoader[tuple[Tensor, Tensor]]:
+) -> ReadingLoader:
     """Batches of a training run: images uint8 (b, 3, h, w) and labels uint8 (b, h, w), one pair an iteration.
 
     The arguments are those of `AugmentedDataset` and `IterationBatches`; `num_workers` and `pin_memory` those of
@@ -183,9 +233,6 @@ def training_loader(
     batches = IterationBatches(
         len(dataset), batch_size, num_iterations, seed=seed, start=start, rank=rank, world_size=world_size
     )
-    return DataLoader(
-        AugmentedDataset(dataset, transform),
-        batch_sampler=batches,
-        pin_memory=pin_memory,
-        **workers(num_workers),
+    return ReadingLoader(
+        AugmentedDataset(dataset, transform), num_workers, batch_sampler=batches, pin_memory=pin_memory
     )

@@ -32,7 +32,7 @@ def test_every_kind_of_damage_is_found_file_by_file(tmp_path):
     truncated.write_bytes(truncated.read_bytes()[:-200])
     save_mask(folder / "labels/train_2.png", random_labels([0, 12, 99]))
     save_mask(folder / "labels/train_3.png", np.zeros((5, 5)))
-    Image.new("RGB", SIZE[::-1]).save(folder / "labels/val_0.png")
+    Image.new("RGB", SIZE[::-1], "red").save(folder / "labels/val_0.png")
 
     report = check_dataset("camvid", tmp_path, ["train", "val"], num_threads=2)
     assert not report.ok
@@ -42,7 +42,7 @@ def test_every_kind_of_damage_is_found_file_by_file(tmp_path):
         ("train_1", "images", "unreadable"),
         ("train_2", "labels", "unknown label"),
         ("train_3", "labels", "size mismatch"),
-        ("val_0", "labels", "unreadable"),
+        ("val_0", "labels", "unknown label"),
     }
     assert report.counts == {"train": 4, "val": 4}
     assert all(str(problem.file) in str(report) for problem in report.problems)

@@ -8,7 +8,6 @@ from PIL import Image
 from tiny_data import SIZE, random_labels, save_image, save_mat
 
 from emalab.data.conversion import make_label_files, read_mat, run_all, translate, value_table, write_names
-from emalab.data.dataset import UNKNOWN
 from emalab.data.errors import (
     DataError,
     MissingFileError,
@@ -16,6 +15,7 @@ from emalab.data.errors import (
     UnknownLabelError,
     UnreadableFileError,
 )
+from emalab.data.masks import UNKNOWN
 
 PALETTE = ((0, 0, 0), (255, 0, 0), (0, 255, 0))
 

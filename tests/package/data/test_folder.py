@@ -10,7 +10,7 @@ from tiny_data import SIZE, random_labels, save_image, save_mask
 from emalab.cli import main
 from emalab.data import DataError, get_spec, load_dataset, load_images
 from emalab.data.check import check_dataset
-from emalab.data.errors import MissingFileError, SizeMismatchError, UnknownLabelError, UnreadableFileError
+from emalab.data.errors import MissingFileError, SizeMismatchError, UnknownLabelError
 from emalab.data.folder import FolderLabels, load_folder, read_labels
 from emalab.data.names import is_folder_name
 from emalab.data.prepare import prepare_dataset
@@ -163,8 +163,8 @@ def test_a_color_of_no_class(root: Path):
 
 
 def test_colors_need_to_be_told(root: Path):
-    Image.new("RGB", SIZE[::-1]).save(root / "masks/val/c.png")
-    with pytest.raises(UnreadableFileError, match=r"c\.png: labels are stored as RGB"):
+    Image.new("RGB", SIZE[::-1], "red").save(root / "masks/val/c.png")
+    with pytest.raises(UnknownLabelError, match=r"c\.png: labels are stored as RGB"):
         load_folder(root, "val")[0]
 
 

@@ -13,9 +13,10 @@ from tiny_data import make_camvid
 from torch import nn
 from torchvision import tv_tensors
 
-from emalab.data import DataError, LabeledImages, Sample, load_dataset
+from emalab.data import LabeledImages, Sample, load_dataset
 from emalab.data.camvid import CAMVID
-from emalab.data.loader import AugmentedDataset, IterationBatches, SampleKey, training_loader
+from emalab.data.errors import UnreadableFileError
+from emalab.data.loader import AugmentedDataset, IterationBatches, ReadingLoader, SampleKey, training_loader
 from emalab.data.transforms import TrainTransform
 
 sizes = st.integers(1, 40)
@@ -144,13 +145,24 @@ def test_ranks_share_the_global_batch():
     assert_same(joined, load())
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_an_error_in_a_worker_names_the_file(tmp_path, num_workers):
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_an_error_in_a_worker_is_the_same_line_as_without_workers(tmp_path, batch_size):
+    """For batches of training, and for the single samples that are scored."""
     data = load_dataset("camvid", "train", make_camvid(tmp_path))
-    data.pairs[1].image.write_bytes(b"")
-    loader = training_loader(data, nn.Identity(), batch_size=3, num_iterations=1, num_workers=num_workers)
-    with pytest.raises(DataError, match=data.pairs[1].image.name):
-        next(iter(loader))
+    path = data.pairs[1].image
+    path.write_bytes(path.read_bytes()[:-100])
+
+    def message(num_workers: int) -> str:
+        loader = ReadingLoader(data, num_workers, batch_size=batch_size)
+        if batch_size:
+            loader = training_loader(data, nn.Identity(), batch_size=3, num_iterations=1, num_workers=num_workers)
+        with pytest.raises(UnreadableFileError) as caught:
+            list(loader)
+        return str(caught.value)
+
+    assert message(1) == message(0)
+    assert message(0).startswith(f"{path}: cannot be read")
+    assert "\n" not in message(0)
 
 
 class Collecting(Numbered):

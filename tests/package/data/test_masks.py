@@ -1,0 +1,107 @@
+"""Label files as people have them: every number of bits, grey in RGB, 16 bits, colors, turned."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, TiffImagePlugin
+
+from emalab.data.errors import UnknownLabelError, UnreadableFileError
+from emalab.data.masks import lookup_table, open_mask, read_stored
+
+FEW = lookup_table({0: 0, 1: 1, 2: 2, 3: 3, 255: 255})
+
+
+def save_png(path: Path, values: np.ndarray, bits: int) -> Path:
+    """A grey PNG of 1, 2 or 4 bits, which PIL reads but does not write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width = values.shape
+    places = np.unpackbits(values[..., None], axis=-1)[..., 8 - bits :].reshape(height, -1)
+    rows = np.concatenate([np.zeros((height, 1), np.uint8), np.packbits(places, axis=1)], axis=1)
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*parts) for parts in chunks))
+    return path
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_few_bits_keep_their_labels(tmp_path: Path, bits: int):
+    values = np.arange(2**bits, dtype=np.uint8)[None].repeat(3, axis=0)
+    path = save_png(tmp_path / "a.png", values, bits)
+    assert np.array_equal(open_mask(path, lookup_table({i: i for i in range(16)})), values)
+    assert read_stored(path).depth == bits
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_few_bits_are_read_as_grey_where_the_folder_says_so(tmp_path: Path, bits: int):
+    values = np.array([[0, 2**bits - 1]], np.uint8)
+    path = save_png(tmp_path / "a.png", values, bits)
+    assert open_mask(path, lookup_table({0: 0, 255: 1})).tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "I;16", "RGB", "RGBA", "LA"])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_grey_however_it_is_stored(tmp_path: Path, mode: str, suffix: str):
+    values = np.array([[0, 1], [1, 0]], np.uint8)
+    if mode == "1":
+        image = Image.fromarray(values.astype(bool))
+    else:
+        image = Image.fromarray(values.astype(np.uint16)) if mode == "I;16" else Image.fromarray(values).convert(mode)
+    path = tmp_path / f"a.{suffix}"
+    image.save(path)
+    assert open_mask(path, FEW).tolist() == values.tolist()
+
+
+def test_16_bits_beyond_255(tmp_path: Path):
+    Image.fromarray(np.array([[0, 258, 300]], np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(UnknownLabelError, match=r"a\.png: label values outside .*: 258 \(1 px\), 300 \(1 px\);"):
+        open_mask(tmp_path / "a.png", FEW)
+
+
+@pytest.mark.parametrize("mode", ["F", "CMYK", "YCbCr"])
+def test_kinds_that_hold_no_labels(tmp_path: Path, mode: str):
+    Image.new(mode, (4, 3)).save(tmp_path / "a.tif")
+    with pytest.raises(UnreadableFileError, match=r"a\.tif: labels are stored as \w+, expected one 8-bit channel"):
+        open_mask(tmp_path / "a.tif", FEW)
+
+
+def test_colors_without_a_meaning(tmp_path: Path):
+    Image.new("RGB", (4, 3), (1, 2, 3)).save(tmp_path / "a.png")
+    with pytest.raises(UnknownLabelError, match=r"a\.png: labels are stored as RGB colors, and no colors are known"):
+        open_mask(tmp_path / "a.png", FEW)
+
+
+def test_loss_is_refused(tmp_path: Path):
+    Image.new("L", (8, 8)).save(tmp_path / "a.tif", compression="jpeg")
+    Image.new("L", (8, 8)).save(tmp_path / "b.png", format="JPEG")
+    for name in ("a.tif", "b.png"):
+        with pytest.raises(UnreadableFileError, match=rf"{name}: labels are compressed with loss"):
+            open_mask(tmp_path / name, FEW)
+
+
+def test_inverted_grey_is_ambiguous(tmp_path: Path):
+    buffer = io.BytesIO()
+    directory = TiffImagePlugin.ImageFileDirectory_v2()
+    directory[262] = 0
+    Image.new("L", (3, 3)).save(buffer, format="TIFF", tiffinfo=directory)
+    content = bytearray(buffer.getvalue())
+    entry = content.index(struct.pack("<HHI", 262, 3, 1))
+    content[entry + 8] = 0  # PIL writes 1 whatever it is asked for
+    (tmp_path / "a.tif").write_bytes(content)
+    with pytest.raises(UnreadableFileError, match=r"a\.tif: its grey is stored inverted"):
+        open_mask(tmp_path / "a.tif", FEW)
+
+
+def test_colors_strip_by_strip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("emalab.data.masks._STRIP", 5)
+    colors = {(200, 0, 0): 0, (0, 7, 255): 1, (9, 9, 9): 255}
+    labels = np.random.default_rng(0).integers(0, 3, (6, 7))
+    Image.fromarray(np.array(list(colors), np.uint8)[labels]).save(tmp_path / "a.png")
+    expected = np.array([0, 1, 255])[labels]
+    assert np.array_equal(open_mask(tmp_path / "a.png", FEW, colors), expected)
