@@ -13,8 +13,8 @@ class FileServer:
     """Serves `files` (name -> bytes) while it is entered.
 
     `ranged`: honor ranges. `break_after`: bytes after which every connection breaks off. `pause_after`: bytes after
-    which nothing more comes until it is None. `status`: instead of an answer. `ranges`: the Range header of every
-    request so far.
+    which nothing more comes until it is None. `status`: instead of an answer. `length`: a Content-Length to claim.
+    `ranges`: the Range header of every request so far.
     """
 
     def __init__(self, files: dict[str, bytes]) -> None:
@@ -23,6 +23,7 @@ class FileServer:
         self.break_after: int | None = None
         self.pause_after: int | None = None
         self.status = 200
+        self.length: str | None = None
         self.ranges: list[str | None] = []
 
     def url(self, name: str) -> str:
@@ -63,7 +64,7 @@ class FileServer:
         handler.send_response(206 if wanted else 200)
         if wanted:
             handler.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        handler.send_header("Content-Length", str(len(content) - start))
+        handler.send_header("Content-Length", str(len(content) - start) if self.length is None else self.length)
         handler.end_headers()
         end = len(content) if self.break_after is None else start + self.break_after
         if self.pause_after is not None:
