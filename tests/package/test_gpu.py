@@ -98,10 +98,12 @@ def test_em_attention_against_double_precision(dtype: torch.dtype, atol: float) 
         )
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 @pytest.mark.parametrize("execution", ["eager", "cuda_graph"])
-def test_two_devices_are_one_with_their_batches_together(execution: str, tmp_path: Path) -> None:
-    """Batch statistics and bases are shared, so nothing tells the runs apart but the order of sums."""
+@pytest.mark.parametrize("devices", [2, 4])
+def test_several_devices_are_one_with_their_batches_together(devices: int, execution: str, tmp_path: Path) -> None:
+    """Batch statistics and bases are shared, so the runs differ by the order of sums alone."""
+    if torch.cuda.device_count() < devices:
+        pytest.skip(f"needs {devices} CUDA devices")
     flags = (
         "--precision 64-true --optim.optimizer sgd --optim.lr 0.05 --optim.iterations 5 --optim.batch-size 8 "
         "--data.crop-size 40 40 --data.scale-range 0.4 1.0 --accelerator cuda --num-workers 0 --no-progress "
@@ -109,7 +111,7 @@ def test_two_devices_are_one_with_their_batches_together(execution: str, tmp_pat
     )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     states = []
-    for count in (1, 2):
+    for count in (1, devices):
         out = tmp_path / str(count)
         command = [*torchrun, "--nproc-per-node", str(count), "-m", "emalab", "train", "shapes-tiny", *flags.split()]
         done = subprocess.run(
@@ -117,9 +119,9 @@ def test_two_devices_are_one_with_their_batches_together(execution: str, tmp_pat
         )
         assert done.returncode == 0, done.stderr[-3000:]
         states.append(load_training_state(out / "last.pt")[1]["model"])
-    one, two = states
+    one, several = states
     for key in one:
-        torch.testing.assert_close(two[key], one[key], rtol=1e-7, atol=1e-9, msg=key)
+        torch.testing.assert_close(several[key], one[key], rtol=1e-7, atol=1e-9, msg=key)
 
 
 @pytest.mark.parametrize("execution", ["eager", "cuda_graph"])
