@@ -34,14 +34,15 @@ from emalab.em import m_step
 from emalab.files import write_atomically
 from emalab.modules import Normalize
 from emalab.results import environment, git_commit, write_record
+from lab.ranking import average_precision
 
 SPEC = get_spec("voc-animals")
 CLASSES = [name for name in SPEC.report_classes if name != "background"]
 STRIDE, SIDE, CHANNELS = 32, 320, 128
 POSITIONS = (SIDE // STRIDE) ** 2
 BASES = 8
+BASELINE = "average"  # pooling that all heads are compared with
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-BASELINE = "average"
 
 
 @dataclass(frozen=True)
@@ -267,28 +268,6 @@ def scores_of(head: Head, data: Images) -> NDArray[np.float64]:
     return (
         torch.cat([head(tokens) for tokens in data.tokens.split(64)]).double().numpy()
     )
-
-
-def average_precision(
-    scores: NDArray[np.float64],
-    labels: NDArray[np.float64],
-    weights: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """Mean precision at each positive of a ranking, Σ (R_i − R_{i−1}) P_i.
-
-    Args:
-        scores: (images,), no two alike.
-        labels: (images,), 0 or 1.
-        weights: (samples, images), how often each image counts.
-
-    Returns:
-        (samples,); NaN where no positive counts.
-    """
-    order = np.argsort(-scores, kind="stable")
-    weights, positive = weights[:, order], weights[:, order] * labels[order]
-    with np.errstate(invalid="ignore"):
-        precision = positive.cumsum(axis=1) / np.maximum(weights.cumsum(axis=1), 1)
-        return (positive * precision).sum(axis=1) / positive.sum(axis=1)
 
 
 def precisions(

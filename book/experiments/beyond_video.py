@@ -24,16 +24,15 @@ from emalab import Segmenter, em_attention
 from emalab.backbones import LITE2, build_backbone
 from emalab.bases import MovingAverage, initial_bases
 from emalab.data import LabeledImages, load_dataset
-from emalab.em import log_likelihood
 from emalab.inspection import distinct_bases
 from emalab.modules import Normalize
 from emalab.results import environment, git_commit, write_record
 from emalab.segmenter import DEFAULT_WEIGHTS
+from lab.frames import LONG, carried, climb, objective
 
 FRAMES_PER_SECOND = 30  # of the camera; numbers in CamVid's file names count its frames
 BUDGETS = (1, 2, 3, 5, 10)
 BLOCK = 10
-LONG = 50
 STEPS_APART = {
     2: (1, 3, 15),
     30: (1, 10),
@@ -82,30 +81,6 @@ def clips(names: Sequence[str]) -> list[Clip]:
         if len(apart) != 1:
             raise ValueError(f"frames of {drive} are {sorted(apart)} apart, not even")
         found.append(Clip(drive, apart.pop(), indices))
-    return found
-
-
-def climb(x: Tensor, bases: Tensor, num_iters: int) -> Tensor:
-    """Bases (k, c) after so many iterations of EM on the positions (n, c) of a frame."""
-    return em_attention(x[None], bases, num_iters=num_iters).bases[0]
-
-
-def objective(x: Tensor, bases: Tensor) -> float:
-    """What EM climbs, in nats per position."""
-    return (log_likelihood(x[None], bases) / len(x)).item()
-
-
-def carried(
-    frames: Sequence[Tensor], stored: Tensor, budget: int, steps: int = 1
-) -> list[Tensor]:
-    """Final bases of every frame, ``budget`` iterations each, from those of the frame ``steps`` before it.
-
-    The first frames, which have no such frame, start from the stored bases.
-    """
-    found: list[Tensor] = []
-    for index, x in enumerate(frames):
-        start = found[index - steps] if index >= steps else stored
-        found.append(climb(x, start, budget))
     return found
 
 

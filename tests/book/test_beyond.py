@@ -13,6 +13,9 @@ from einops import reduce
 from experiments import beyond_classification as classification
 from experiments import beyond_resolution as resolution
 from experiments import beyond_video as video
+from lab import subsets
+from lab.frames import carried, climb
+from lab.ranking import average_precision
 from tiny_data import make_voc
 from torch import Tensor
 from torchmetrics.functional.classification import binary_average_precision
@@ -37,21 +40,21 @@ class TestAveragePrecision:
     labels = (random(40, seed=1) > 0.5).double().numpy()
 
     def test_equals_torchmetrics(self) -> None:
-        (ours,) = classification.average_precision(self.scores, self.labels, np.ones((1, 40)))
+        (ours,) = average_precision(self.scores, self.labels, np.ones((1, 40)))
         theirs = binary_average_precision(torch.from_numpy(self.scores), torch.from_numpy(self.labels).long())
         assert ours == pytest.approx(theirs.item(), abs=1e-6)
 
     def test_images_of_weight_zero_do_not_count(self) -> None:
         weights = np.zeros((1, 40))
         weights[:, ::2] = 1
-        (ours,) = classification.average_precision(self.scores, self.labels, weights)
-        (of_half,) = classification.average_precision(self.scores[::2], self.labels[::2], np.ones((1, 20)))
+        (ours,) = average_precision(self.scores, self.labels, weights)
+        (of_half,) = average_precision(self.scores[::2], self.labels[::2], np.ones((1, 20)))
         assert ours == pytest.approx(of_half)
 
     def test_by_hand(self) -> None:
         """Ranks 1 and 3 are positive: (1/1 + 2/3) / 2. The second image three times: (1/1 + 2/5) / 2."""
         scores, labels = np.array([3.0, 2.0, 1.0]), np.array([1.0, 0.0, 1.0])
-        found = classification.average_precision(scores, labels, np.array([[1, 1, 1], [1, 3, 1], [0, 1, 0]]))
+        found = average_precision(scores, labels, np.array([[1, 1, 1], [1, 3, 1], [0, 1, 0]]))
         np.testing.assert_allclose(found, [5 / 6, 0.7, np.nan])
 
 
@@ -173,20 +176,20 @@ class TestVideo:
             video.clips(names)
 
     def test_bases_are_carried_over(self) -> None:
-        found = video.carried(self.frames, self.stored, budget=2, steps=3)
+        found = carried(self.frames, self.stored, budget=2, steps=3)
         for index in (0, 2):
-            torch.testing.assert_close(found[index], video.climb(self.frames[index], self.stored, 2))
-        torch.testing.assert_close(found[7], video.climb(self.frames[7], found[4], 2))
+            torch.testing.assert_close(found[index], climb(self.frames[index], self.stored, 2))
+        torch.testing.assert_close(found[7], climb(self.frames[7], found[4], 2))
 
     def test_a_still_clip_goes_on_climbing(self) -> None:
         """Three iterations on each of four equal frames are twelve on one."""
-        found = video.carried([self.frames[0]] * 4, self.stored, budget=3)
-        torch.testing.assert_close(found[-1], video.climb(self.frames[0], self.stored, 12))
+        found = carried([self.frames[0]] * 4, self.stored, budget=3)
+        torch.testing.assert_close(found[-1], climb(self.frames[0], self.stored, 12))
 
     def test_every_start_is_measured(self) -> None:
         found = video.measure(self.frames, self.stored, (1, 2), torch.Generator().manual_seed(0))
         assert list(found) == ["stored", "random", "any other frame", "1 before", "2 before"]
-        expected = [log_likelihood(x[None], video.climb(x, self.stored, 3)).item() / len(x) for x in self.frames[2:12]]
+        expected = [log_likelihood(x[None], climb(x, self.stored, 3)).item() / len(x) for x in self.frames[2:12]]
         assert found["stored"]["3"] == [pytest.approx(np.mean(expected), abs=1e-5)]
         for rows in found.values():
             climbed = [rows[str(budget)][0] for budget in video.BUDGETS]
@@ -208,14 +211,14 @@ class TestResolution:
     stored = normalize_bases(random(5, 6, seed=99))
 
     def test_all_positions_are_em(self) -> None:
-        rebuilt, bases = resolution.sampled_em(self.x, self.stored, torch.arange(400))
+        rebuilt, bases = subsets.sampled_em(self.x, self.stored, torch.arange(400))
         exact = em_attention(self.x[None], self.stored)
         torch.testing.assert_close(bases, exact.bases[0])
         assert rebuilt.shape == self.x.shape
 
     @pytest.mark.parametrize("count", [4, 25, 100, 399, 400])
     def test_grid_is_even_and_about_as_large(self, count: int) -> None:
-        positions = resolution.grid(20, 20, count)
+        positions = subsets.grid(20, 20, count)
         assert len(positions.unique()) == len(positions)
         assert 0 <= positions.min() <= positions.max() < 400
         assert count / 1.5 < len(positions) < count * 1.5
@@ -223,7 +226,7 @@ class TestResolution:
 
     def test_more_positions_come_nearer(self) -> None:
         x = self.x + 4 * normalize_bases(random(5, 6, seed=7))[torch.arange(400) % 5]
-        rows = resolution.errors(
+        rows = subsets.errors(
             x, (20, 20), self.stored, lambda rebuilt: rebuilt[:, 0] > 0, torch.Generator().manual_seed(0), draws=20
         )
         few, many = (
@@ -239,6 +242,6 @@ class TestResolution:
         for photograph in found["photographs"]:
             height, width = photograph["size"]
             assert {row["count"] for row in photograph["rows"] if row["way"] == "random"} == {
-                count for count in resolution.COUNTS if count < height * width
+                count for count in subsets.COUNTS if count < height * width
             }
         assert [row["positions"] for row in found["timings"]] == [side**2 for side in resolution.SIDES]
