@@ -6,12 +6,17 @@ TORCH_BACKEND ?=
 WORKERS ?= 2
 
 VENV := .venv
-RUN := $(VENV)/bin/python
+RUN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)/python
 INSTALLED := $(VENV)/.installed
 NOTEBOOKS := $(wildcard book/*.ipynb)
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lint format bench clean
+.PHONY: help book test lint format bench matrix clean
+# uv, Jupyter, IPython and matplotlib keep files in the home folder; where there is none that can be written, here.
+ifneq ($(shell test -w "$$HOME" && echo yes),yes)
+export HOME := $(CURDIR)/_build/home
+$(shell mkdir -p "$(CURDIR)/_build/home" 2>/dev/null)
+endif
 # A file that a failed recipe half wrote must not count as done.
 .DELETE_ON_ERROR:
 
@@ -22,7 +27,8 @@ book: $(INSTALLED) ## Execute every chapter and render the book into _build/html
 	@$(RUN) book/site/build.py
 
 test: $(INSTALLED) ## Run the tests and every notebook
-	@OMP_NUM_THREADS=1 $(RUN) -m pytest book tests --nbmake --nbmake-timeout=600 -n $(WORKERS) --dist=worksteal
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest book tests --nbmake --nbmake-timeout=600 -n $(WORKERS) \
+	  --dist=loadfile --no-loadscope-reorder
 
 lint: $(INSTALLED) ## Check style, formatting, types, spelling, and that notebooks carry no outputs
 	@$(RUN) -m ruff check .
@@ -39,10 +45,16 @@ format: $(INSTALLED) ## Fix what ruff can fix, and strip the notebooks
 bench: $(INSTALLED) ## Time the hot paths
 	@$(RUN) -m pytest tests/package/test_benchmarks.py -o addopts=--strict-markers --benchmark-only --benchmark-columns=min,median,iqr,rounds
 
+matrix: $(INSTALLED) ## Run the tests on other processors, seeds and versions; takes hours
+	@$(RUN) -m nox
+
 clean: ## Remove everything that make made, .venv included
-	rm -rf $(VENV) _build dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .nox _build dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(INSTALLED): pyproject.toml
+	@test -w . || { \
+	  echo "'$(CURDIR)' is not writable, and make puts .venv and _build into it." \
+	       "Copy it to a folder of yours and run make there." >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "emalab needs Python 3.11 or newer, and '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)." \
 	       "Name another one, as in: make $(or $(MAKECMDGOALS),test) PYTHON=python3.12" >&2; exit 1; }
