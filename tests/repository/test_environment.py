@@ -8,6 +8,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+import emalab
+
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
@@ -48,5 +50,5 @@ def test_conda_installs_the_package_itself():
 
 def test_who_cites_names_this_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert citation["version"] == PROJECT["version"]
-    assert f"version = {{{PROJECT['version']}}}" in (ROOT / "book/citing.md").read_text(encoding="utf-8")
+    assert citation["version"] == emalab.__version__
+    assert f"version = {{{emalab.__version__}}}" in (ROOT / "book/citing.md").read_text(encoding="utf-8")
