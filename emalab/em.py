@@ -16,13 +16,21 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
+from emalab import kernels
 from emalab.choices import Backend, Grad, Norm
-from emalab.kernels import fused, fused_with_gradient, limit
-from emalab.kernels.plan import pays
 
 _CHOICES = {"norm": get_args(Norm), "grad": get_args(Grad), "backend": get_args(Backend)}
 
-__all__ = ["EMOutput", "e_step", "em_attention", "log_likelihood", "m_step", "normalize_bases", "reconstruct"]
+__all__ = [
+    "EMOutput",
+    "e_step",
+    "em_attention",
+    "em_attention_relu",
+    "log_likelihood",
+    "m_step",
+    "normalize_bases",
+    "reconstruct",
+]
 
 
 class EMOutput(NamedTuple):
@@ -99,7 +107,6 @@ def em_attention(
     grad: Grad = "stop",
     eps: float = 1e-6,
     clamp: bool = False,
-    relu: bool = False,
     backend: Backend = "auto",
 ) -> EMOutput:
     """Run ``num_iters`` rounds of E-step and M-step, then rebuild the features from the bases.
@@ -116,20 +123,64 @@ def em_attention(
         eps: added to column sums and norms, as in the authors' code: a base that nobody chooses goes to 0.
         clamp: let sums and norms not fall below ``eps`` rather than adding it, as mmsegmentation does with 1e-12: even
             a base that hardly anybody chooses keeps unit norm.
-        relu: apply ReLU to the reconstruction, as the unit does next.
         backend: ``"triton"``: one fused kernel on the GPU that reads ``x`` once per iteration, with sums in float32;
             gradients are computed by running ``"torch"`` again. ``"auto"``: the kernel where it can run and
-            is faster (see `emalab.kernels.limit` and `emalab.kernels.plan.pays`) and no gradient flows through EM, else
+            is faster (see `emalab.kernels`) and no gradient flows through EM, else
             ``"torch"``.
 
     Raises:
         ValueError: shapes that do not fit, an unknown option, or ``"triton"`` with what the kernel cannot take.
         TypeError: features that are not floating point.
     """
+    return _attend(x, bases, num_iters, scale, norm, grad, eps, clamp, False, backend)
+
+
+def em_attention_relu(
+    x: Tensor,
+    bases: Tensor,
+    *,
+    num_iters: int = 3,
+    scale: float | Tensor = 1.0,
+    norm: Norm = "l2",
+    grad: Grad = "stop",
+    eps: float = 1e-6,
+    clamp: bool = False,
+    backend: Backend = "auto",
+) -> EMOutput:
+    """`em_attention` and the ReLU that follows it in the unit, which the kernel applies before it writes."""
+    return _attend(x, bases, num_iters, scale, norm, grad, eps, clamp, True, backend)
+
+
+def _attend(
+    x: Tensor,
+    bases: Tensor,
+    num_iters: int,
+    scale: float | Tensor,
+    norm: Norm,
+    grad: Grad,
+    eps: float,
+    clamp: bool,
+    relu: bool,
+    backend: Backend,
+) -> EMOutput:
+    """The kernel where it serves, and otherwise the loop."""
     _check(x, bases, num_iters, norm=norm, grad=grad, backend=backend)
-    if _fuse(x, bases, scale, grad, backend):
-        assert not isinstance(scale, Tensor)
-        return _fused_em_attention(x, bases, num_iters, scale, norm, grad, eps, clamp, relu)
+    options = (num_iters, scale, norm, eps, clamp, relu, grad)
+    return EMOutput(*(kernels.attend(x, bases, *options, backend) or _loop(x, bases, *options)))
+
+
+def _loop(
+    x: Tensor,
+    bases: Tensor,
+    num_iters: int,
+    scale: float | Tensor,
+    norm: Norm,
+    eps: float,
+    clamp: bool,
+    relu: bool,
+    grad: Grad,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """EM attention step by step: reconstruction, responsibilities, bases."""
     if bases.ndim == 2:
         bases = bases.expand(x.shape[0], -1, -1)
     bases = bases.to(x.dtype)
@@ -140,9 +191,9 @@ def em_attention(
             bases = normalize_bases(m_step(x, z, eps, clamp), norm, eps, clamp)
         return z, bases
 
-    def output(z: Tensor, bases: Tensor) -> EMOutput:
+    def output(z: Tensor, bases: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         reconstruction = reconstruct(z, bases)
-        return EMOutput(reconstruction.relu() if relu else reconstruction, z, bases)
+        return reconstruction.relu() if relu else reconstruction, z, bases
 
     if grad == "stop":
         with torch.no_grad():
@@ -152,6 +203,9 @@ def em_attention(
             _, bases = iterate(bases, num_iters - 1)
         num_iters = 1
     return output(*iterate(bases, num_iters))
+
+
+kernels.differentiate_as(_loop)  # the kernel has no backward pass of its own
 
 
 def log_likelihood(x: Tensor, bases: Tensor, scale: float = 1.0) -> Tensor:
@@ -175,55 +229,6 @@ def log_likelihood(x: Tensor, bases: Tensor, scale: float = 1.0) -> Tensor:
         bases = rearrange(bases, "k c -> 1 k c").expand(x.shape[0], -1, -1)
     log_mean = _similarity(x, bases, scale).logsumexp(dim=-1) - math.log(bases.shape[1])
     return reduce(log_mean, "b n -> b", "sum")
-
-
-def _fuse(x: Tensor, bases: Tensor, scale: float | Tensor, grad: Grad, backend: Backend) -> bool:
-    """Whether the fused kernel is to be used.
-
-    Raises:
-        ValueError: it is asked for and cannot be used.
-    """
-    if isinstance(scale, Tensor):
-        if backend == "triton":
-            raise ValueError(
-                'the kernel of backend="triton" takes scale as a number, not a tensor; backend="torch" can'
-            )
-        return False
-    if backend == "auto":
-        if not x.is_cuda or (grad != "stop" and torch.is_grad_enabled() and (x.requires_grad or bases.requires_grad)):
-            return False
-        x, (k, c) = _autocast(x), bases.shape[-2:]
-        return limit(x, bases) is None and pays(k, c, x.dtype)
-    if backend == "triton" and (reason := limit(_autocast(x), bases)):
-        raise ValueError(f'the kernel of backend="triton" cannot take this: {reason}; backend="torch" can')
-    return backend == "triton"
-
-
-def _autocast(x: Tensor) -> Tensor:
-    """Features in the type in which autocast multiplies matrices, where that is on."""
-    device = x.device.type
-    lower = torch.is_autocast_enabled(device) and x.dtype != torch.float64
-    return x.to(torch.get_autocast_dtype(device)) if lower else x
-
-
-def _fused_em_attention(
-    x: Tensor,
-    bases: Tensor,
-    num_iters: int,
-    scale: float,
-    norm: Norm,
-    grad: Grad,
-    eps: float,
-    clamp: bool,
-    relu: bool,
-) -> EMOutput:
-    """The kernel. Under CUDA's autocast, responsibilities and bases are in float32, as on the torch path."""
-    wide = x.is_cuda and torch.is_autocast_enabled("cuda")
-    x, options = _autocast(x), (num_iters, scale, norm, eps, clamp, relu, wide)
-    if grad == "stop":
-        with torch.no_grad():
-            return EMOutput(*fused(x, bases, *options))
-    return EMOutput(*fused_with_gradient(x, bases, *options, grad))
 
 
 def _similarity(x: Tensor, bases: Tensor, scale: float | Tensor) -> Tensor:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +12,9 @@ from torch import Tensor, nn
 
 from emalab.bases import Maintenance, initial_bases, make_maintenance
 from emalab.choices import AttentionPath, Grad, NonLocalMode, Norm, Renormalize
-from emalab.em import EMOutput, em_attention
-from emalab.fastops import upsample_bilinear
+from emalab.em import EMOutput, em_attention, em_attention_relu
 
-__all__ = ["EMAU", "IMAGENET_MEAN", "IMAGENET_STD", "ConvNormAct", "NonLocal2d", "Normalize", "PyramidPooling"]
+__all__ = ["EMAU", "IMAGENET_MEAN", "IMAGENET_STD", "ConvNormAct", "NonLocal2d", "Normalize"]
 
 Triple = tuple[float, float, float]
 
@@ -156,28 +154,25 @@ class EMAU(nn.Module):
 
         ``rearrange(unit.attend(f).responsibilities, "b (h w) k -> b k h w", h=h)`` are the attention maps.
         """
-        return self._attend(features)
+        x, bases = self._start(features)
+        return em_attention(x, bases, **self._settings())
 
-    def _attend(self, features: Tensor, relu: bool = False) -> EMOutput:
+    def _start(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (b, n, c) and the bases that EM starts from."""
         x = rearrange(self.conv_in(features), "b c h w -> b (h w) c")
         # A buffer is updated in place after the forward pass, when autograd may still need what EM started from.
         stored = self.bases if self.maintenance.learnable or self.grad == "stop" else self.bases.clone()
-        start = self.maintenance.start(stored, x)
-        return em_attention(
-            x,
-            start,
-            num_iters=self.num_iters,
-            scale=self.scale if self.log_scale is None else self.log_scale.exp(),
-            norm=self.norm,
-            grad=self.grad,
-            eps=self.eps,
-            clamp=self.clamp,
-            relu=relu,
-        )
+        return x, self.maintenance.start(stored, x)
+
+    def _settings(self) -> dict[str, Any]:
+        scale = self.scale if self.log_scale is None else self.log_scale.exp()
+        settings = {"num_iters": self.num_iters, "scale": scale, "norm": self.norm, "grad": self.grad}
+        return {**settings, "eps": self.eps, "clamp": self.clamp}
 
     def forward(self, features: Tensor) -> Tensor:
         """(b, c, h, w) → (b, c, h, w)."""
-        attended = self._attend(features, relu=True)
+        x, bases = self._start(features)
+        attended = em_attention_relu(x, bases, **self._settings())
         if self.training:
             self._maintain(attended.bases)
         context = rearrange(attended.reconstruction, "b (h w) c -> b c h w", h=features.shape[-2])
@@ -276,33 +271,3 @@ class NonLocal2d(nn.Module):
     def extra_repr(self) -> str:
         """Mode, scale and path, for ``print(block)``."""
         return f"mode={self.mode!r}, scale={self.scale:.4g}, path={self.path!r}"
-
-
-class PyramidPooling(nn.Module):
-    """Pyramid pooling: (b, c, h, w) → (b, ``out_channels``, h, w). Zhao et al., "Pyramid Scene Parsing Network", 2017.
-
-    The features are averaged over a grid of s×s cells for every s in ``sizes``, reduced in channels, enlarged again and
-    joined to the features themselves. Training needs two images per step: at s = 1, batch norm sees one value of each.
-
-    Args:
-        channels: c.
-        sizes: cells per side of each grid; each grid gets c divided by their number of channels, at least one.
-
-    Raises:
-        ValueError: no channels, or a grid of nothing.
-    """
-
-    def __init__(self, channels: int, sizes: Sequence[int] = (1, 2, 3, 6)) -> None:
-        super().__init__()
-        if channels < 1 or not sizes or min(sizes) < 1:
-            raise ValueError(f"channels and sizes must be at least 1; got {channels} and {tuple(sizes)}")
-        of_each = max(channels // len(sizes), 1)
-        self.out_channels = channels + len(sizes) * of_each
-        self.grids = nn.ModuleList(
-            nn.Sequential(nn.AdaptiveAvgPool2d(size), ConvNormAct(channels, of_each, 1)) for size in sizes
-        )
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(b, c, h, w) → (b, out_channels, h, w)."""
-        grids = [upsample_bilinear(grid(features), features.shape[-2:]) for grid in self.grids]
-        return torch.cat([features, *(grid.to(features.dtype) for grid in grids)], dim=1)

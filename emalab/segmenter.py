@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from emalab.architecture import EMAConfig, NonLocalConfig, SegmenterConfig
 from emalab.backbones import build_backbone
 from emalab.fastops import upsample_bilinear
-from emalab.modules import EMAU, ConvNormAct, NonLocal2d, Normalize, PyramidPooling
+from emalab.modules import EMAU, ConvNormAct, NonLocal2d, Normalize
+from emalab.pyramid import PyramidPooling
 from emalab.shipped import DEFAULT_WEIGHTS
 
 __all__ = ["DEFAULT_WEIGHTS", "EMAConfig", "NonLocalConfig", "Segmenter", "SegmenterConfig", "build_segmenter"]

@@ -1,24 +1,90 @@
-"""The fused GPU path of `emalab.em.em_attention`: what it can take, and its operators for PyTorch.
+"""The fused GPU path of `emalab.em.em_attention`: when it serves, and its operators for PyTorch.
 
 Triton is imported when a kernel is launched first, so that all of this works without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from emalab.kernels.plan import MAX_BASES, MAX_CHANNELS
+from emalab.choices import Backend, Grad, Norm
+from emalab.kernels.plan import MAX_BASES, MAX_CHANNELS, pays
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
-__all__ = ["fused", "fused_with_gradient", "limit"]
+__all__ = ["attend", "differentiate_as", "fused", "fused_with_gradient", "limit"]
+
+
+def attend(
+    x: Tensor,
+    bases: Tensor,
+    num_iters: int,
+    scale: float | Tensor,
+    norm: Norm,
+    eps: float,
+    clamp: bool,
+    relu: bool,
+    grad: Grad,
+    backend: Backend,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """EM attention by the kernel, or None where it does not serve; arguments as in `emalab.em.em_attention`.
+
+    Under CUDA's autocast, responsibilities and bases are in float32, as on the torch path.
+
+    Args:
+        relu: apply ReLU to the reconstruction.
+
+    Returns:
+        Reconstruction (b, n, c), responsibilities (b, n, k) and bases (b, k, c).
+
+    Raises:
+        ValueError: ``backend="triton"`` with what the kernel cannot take.
+    """
+    if not _serves(x, bases, scale, grad, backend):
+        return None
+    assert not isinstance(scale, Tensor)
+    wide = x.is_cuda and torch.is_autocast_enabled("cuda")
+    x, options = _autocast(x), (num_iters, scale, norm, eps, clamp, relu, wide)
+    if grad == "stop":
+        with torch.no_grad():
+            return fused(x, bases, *options)
+    return fused_with_gradient(x, bases, *options, grad)
+
+
+def _serves(x: Tensor, bases: Tensor, scale: float | Tensor, grad: Grad, backend: Backend) -> bool:
+    """Whether the kernel is to be used.
+
+    Raises:
+        ValueError: it is asked for and cannot be used.
+    """
+    if isinstance(scale, Tensor):
+        if backend == "triton":
+            raise ValueError(
+                'the kernel of backend="triton" takes scale as a number, not a tensor; backend="torch" can'
+            )
+        return False
+    if backend == "auto":
+        if not x.is_cuda or (grad != "stop" and torch.is_grad_enabled() and (x.requires_grad or bases.requires_grad)):
+            return False
+        x, (k, c) = _autocast(x), bases.shape[-2:]
+        return limit(x, bases) is None and pays(k, c, x.dtype)
+    if backend == "triton" and (reason := limit(_autocast(x), bases)):
+        raise ValueError(f'the kernel of backend="triton" cannot take this: {reason}; backend="torch" can')
+    return backend == "triton"
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """Features in the type in which autocast multiplies matrices, where that is on."""
+    device = x.device.type
+    lower = torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    return x.to(torch.get_autocast_dtype(device)) if lower else x
 
 
 def limit(x: Tensor, bases: Tensor) -> str | None:
@@ -50,8 +116,12 @@ _device_limit._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def _cached_device_limit(device: str, index: int) -> str | None:
     if find_spec("triton") is None:
         return "Triton is not installed"
-    if tuple(map(int, version("triton").split(".")[:2])) < (3, 6):
-        return f"it needs Triton 3.6 or newer, and this is {version('triton')}"
+    try:
+        found = version("triton")
+    except PackageNotFoundError:
+        return "the version of Triton is unknown, as its metadata are not installed"
+    if tuple(map(int, found.split(".")[:2])) < (3, 6):
+        return f"it needs Triton 3.6 or newer, and this is {found}"
     if device == "cuda" and torch.version.hip is None:
         shared = torch.cuda.get_device_properties(index).shared_memory_per_block_optin
         if torch.cuda.get_device_capability(index) >= (9, 0) and shared >= 227 * 1024:
@@ -123,28 +193,21 @@ def _remember(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
     ctx.save_for_backward(x, bases)
 
 
-def _differentiate(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-    """Compute again with the torch path, whose graph autograd knows; the graph of the gradient, too, when asked."""
-    from emalab.em import em_attention
+def differentiate_as(loop: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> None:
+    """Let the kernel's gradient be that of ``loop``, which takes the arguments of `attend` but for the last.
 
-    again = torch.is_grad_enabled()
-    num_iters, scale, norm, eps, clamp, relu, _, grad = ctx.options
-    with torch.enable_grad():
-        inputs = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in ctx.saved_tensors]
-        result = em_attention(
-            *inputs,
-            num_iters=num_iters,
-            scale=scale,
-            norm=norm,
-            grad=grad,
-            eps=eps,
-            clamp=clamp,
-            relu=relu,
-            backend="torch",
-        )
-        matched = [g.to(t.dtype) for g, t in zip(gradients, result, strict=True)]
-        of_inputs = torch.autograd.grad(result, inputs, matched, create_graph=again, allow_unused=True)
-    return (*of_inputs, *(None for _ in ctx.options))
+    ``loop`` computes everything again on the torch path, whose graph autograd knows; when asked, it gives the graph of
+    the gradient, too.
+    """
 
+    def differentiate(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        again = torch.is_grad_enabled()
+        num_iters, scale, norm, eps, clamp, relu, _, grad = ctx.options
+        with torch.enable_grad():
+            inputs = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in ctx.saved_tensors]
+            result = loop(*inputs, num_iters, scale, norm, eps, clamp, relu, grad)
+            matched = [g.to(t.dtype) for g, t in zip(gradients, result, strict=True)]
+            of_inputs = torch.autograd.grad(result, inputs, matched, create_graph=again, allow_unused=True)
+        return (*of_inputs, *(None for _ in ctx.options))
 
-fused_with_gradient.register_autograd(_differentiate, setup_context=_remember)
+    fused_with_gradient.register_autograd(differentiate, setup_context=_remember)

@@ -16,7 +16,7 @@ from einops import rearrange
 from packaging.version import Version
 from torch import Tensor
 
-from emalab.em import EMOutput, em_attention
+from emalab.em import EMOutput, em_attention, em_attention_relu
 from emalab.kernels import fused, fused_with_gradient, limit
 from emalab.kernels.plan import block, make_plan, pays
 from emalab.modules import EMAU
@@ -113,7 +113,7 @@ class TestLimits:
 class TestRelu:
     def test_torch_path(self) -> None:
         x, bases = problem(2, 30, 4, 8)
-        plain, rectified = (em_attention(x, bases, relu=relu) for relu in (False, True))
+        plain, rectified = em_attention(x, bases), em_attention_relu(x, bases)
         torch.testing.assert_close(rectified.reconstruction, plain.reconstruction.relu(), rtol=0, atol=0)
         assert (plain.reconstruction < 0).any()
 
@@ -167,7 +167,7 @@ class TestInterpreted:
         from emalab.kernels._launch import launch
 
         x, bases = problem(*shape, dtype)
-        exact = em_attention(x.double(), bases.double(), scale=0.5, relu=True)
+        exact = em_attention_relu(x.double(), bases.double(), scale=0.5)
         plan = make_plan(*shape, dtype, 1)
         if launches == "many":
             plan = replace(plan, programs=3, block_n=16, one_launch=False)
@@ -260,7 +260,7 @@ class TestInterpreted:
         found = []
         for backend in ("triton", "torch"):
             x, bases = (t.requires_grad_() for t in problem(2, 20, 4, 6))
-            result = em_attention(x, bases, grad=grad, backend=backend, relu=True)
+            result = em_attention_relu(x, bases, grad=grad, backend=backend)
             loss = result.reconstruction.square().sum() + result.bases.sum() + result.responsibilities.square().sum()
             of_x, of_bases = torch.autograd.grad(loss, (x, bases), create_graph=True, allow_unused=True)
             (second,) = torch.autograd.grad(of_x.square().sum(), x)
@@ -282,11 +282,11 @@ class TestInterpreted:
     def test_compiles_in_one_graph(self) -> None:
         x, bases = problem(1, 20, 4, 6)
         attend = torch.compile(
-            lambda x: em_attention(x, bases, backend="triton", relu=True).reconstruction + 1,
+            lambda x: em_attention_relu(x, bases, backend="triton").reconstruction + 1,
             fullgraph=True,
             backend="aot_eager",
         )
-        expected = em_attention(x, bases, backend="torch", relu=True).reconstruction + 1
+        expected = em_attention_relu(x, bases, backend="torch").reconstruction + 1
         torch.testing.assert_close(attend(x), expected)
 
     def test_autocast(self) -> None:
@@ -358,8 +358,8 @@ class TestOnGPU:
 
     def test_compile(self) -> None:
         x, bases = problem(2, 400, 64, 256, torch.bfloat16, GPU)
-        attend = torch.compile(lambda x: em_attention(x, bases, relu=True).reconstruction * 2, fullgraph=True)
-        assert torch.equal(attend(x), em_attention(x, bases, relu=True).reconstruction * 2)
+        attend = torch.compile(lambda x: em_attention_relu(x, bases).reconstruction * 2, fullgraph=True)
+        assert torch.equal(attend(x), em_attention_relu(x, bases).reconstruction * 2)
 
     def test_two_streams(self) -> None:
         x, bases = problem(16, 1089, 64, 512, torch.bfloat16, GPU)

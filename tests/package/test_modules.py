@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from emalab.bases import Maintenance
 from emalab.em import em_attention
-from emalab.modules import EMAU, ConvNormAct, NonLocal2d, PyramidPooling
+from emalab.modules import EMAU, ConvNormAct, NonLocal2d
+from emalab.pyramid import PyramidPooling
 
 UNIT = np.load(Path(__file__).parents[1] / "reference" / "emau_unit.npz")
 MODES = ["gaussian", "embedded_gaussian", "dot_product"]

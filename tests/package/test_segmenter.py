@@ -9,7 +9,8 @@ from tiny import random_images, tiny_segmenter
 from torch import nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
-from emalab.modules import EMAU, ConvNormAct, NonLocal2d, PyramidPooling
+from emalab.modules import EMAU, ConvNormAct, NonLocal2d
+from emalab.pyramid import PyramidPooling
 from emalab.segmenter import EMAConfig, NonLocalConfig, Segmenter, SegmenterConfig, build_segmenter
 
 CONTEXTS = {"none": nn.Identity, "non_local": NonLocal2d, "deeplab_v3": ASPP, "psp": PyramidPooling, "ema": EMAU}
