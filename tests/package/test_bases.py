@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,7 @@ class TestParity:
 
 
 RANKS = 2
+WAIT = timedelta(minutes=5)  # for the other rank, before a rank gives up
 STEPS = 3
 
 
@@ -159,7 +161,9 @@ def batches_of(rank: int) -> list[torch.Tensor]:
 
 
 def rank_main(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS, timeout=WAIT
+    )
     torch.set_num_threads(1)
     torch.save(train_unit(batches_of(rank)), f"{folder}/{rank}.pt")
     dist.destroy_process_group()

@@ -91,10 +91,12 @@ class TestSteps:
 
     @quick
     @given(problems(), scales)
-    def test_rank_of_the_reconstruction(self, drawn: tuple[Tensor, Tensor], scale: float) -> None:
-        x, bases = drawn
-        rank = torch.linalg.matrix_rank(em_attention(x, bases, scale=scale).reconstruction, rtol=1e-10)
-        assert (rank <= len(bases)).all()
+    def test_positions_become_mixtures_of_the_bases(self, drawn: tuple[Tensor, Tensor], scale: float) -> None:
+        result = em_attention(*drawn, scale=scale)
+        for image in range(len(drawn[0])):
+            for n, weights in enumerate(result.responsibilities[image]):
+                expected = np.average(result.bases[image].numpy(), axis=0, weights=weights.numpy())
+                np.testing.assert_allclose(result.reconstruction[image, n], expected, rtol=0, atol=1e-12)
 
     def test_the_rank_reaches_k(self) -> None:
         x, bases = problem(n=40, k=5, c=16)
@@ -242,16 +244,35 @@ class TestSymmetries:
             torch.testing.assert_close(result.reconstruction[image], alone.reconstruction[0])
 
 
+def nudged(values: Tensor, generator: torch.Generator) -> Tensor:
+    """The values, each larger or smaller by half a unit in the last place of float32."""
+    signs = 2 * torch.randint(2, values.shape, generator=generator) - 1
+    return values * (1 + 2.0**-24 * signs)
+
+
 class TestPrecision:
     @pytest.mark.parametrize("norm", ["l2", "layer", "none"])
     @pytest.mark.parametrize("num_iters", [1, 3, 8])
     def test_float32_follows_float64(self, norm: str, num_iters: int) -> None:
-        x, bases = problem(n=200, k=16, c=32)
+        """A sum of m products has the rounding errors of an exact sum whose terms are off by m·2⁻²⁴.
+
+        The longest sums of an iteration are over N positions and over C channels. So float32 may be as far off as
+        N + C times what a change of the inputs by 2⁻²⁴ does to the float64 result: the problem's own conditioning,
+        which iterations worsen. Over 60 seeds it was off by 9 times that at most.
+        """
+        n, c = 200, 32
+        x, bases = problem(n=n, k=16, c=c)
         exact = em_attention(x, bases, num_iters=num_iters, norm=norm)
         single = em_attention(x.float(), bases, num_iters=num_iters, norm=norm)
-        for name, left, right in zip(exact._fields, single, exact, strict=True):
+        generator = torch.Generator().manual_seed(1)
+        moved = [
+            em_attention(nudged(x, generator), nudged(bases, generator), num_iters=num_iters, norm=norm)
+            for _ in range(5)
+        ]
+        for name, left, right, *others in zip(exact._fields, single, exact, *moved, strict=True):
             assert left.dtype == torch.float32, name
-            torch.testing.assert_close(left.double(), right, rtol=1e-4, atol=1e-5)
+            change = max(float((other - right).abs().max()) for other in others)
+            assert float((left.double() - right).abs().max()) < (n + c) * change, name
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_half_precision(self, dtype: torch.dtype) -> None:
@@ -274,11 +295,6 @@ class TestPrecision:
         strided = rearrange(rearrange(x, "b n c -> b c n").contiguous(), "b c n -> b n c")
         assert not strided.is_contiguous()
         torch.testing.assert_close(em_attention(strided, bases).reconstruction, em_attention(x, bases).reconstruction)
-
-    def test_backends_agree(self) -> None:
-        x, bases = problem(dtype=torch.float32)
-        for left, right in zip(em_attention(x, bases), em_attention(x, bases, backend="torch"), strict=True):
-            torch.testing.assert_close(left, right)
 
 
 HARD_INPUTS: dict[str, tuple[float, dict[str, Any]]] = {
