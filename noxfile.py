@@ -28,7 +28,9 @@ CHAPTERS_THAT_TRAIN = [
         "first_training_run",
         "gradient_study",
         "gradients",
+        "how_many",
         "own_experiments",
+        "reproductions",
         "train_coco_stuff",
         "train_context",
         "train_voc",
@@ -70,17 +72,16 @@ def newest_instructions(session: nox.Session) -> str:
 
 def run_tests(session: nox.Session, targets: list[str], python: str, **variables: str) -> None:
     """Run pytest over the targets, or over what follows `--`, and write the row of this session."""
+    run_pytest(session, targets, python, "-p", "row", EMALAB_MATRIX_CELL=session.name, **variables)
+
+
+def run_pytest(session: nox.Session, targets: list[str], python: str, *options: str, **variables: str) -> None:
+    """Run pytest over the targets, or over what follows `--`; every chapter among them is executed."""
     targets = session.posargs or targets
-    environment = {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(MATRIX),
-        "EMALAB_MATRIX_CELL": session.name,
-        **variables,
-    }
-    workers = os.environ.get("WORKERS", "2")
-    options = ["-p", "row", "-n", workers, "--dist=loadfile", "--no-loadscope-reorder", "-q"]
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(MATRIX), **variables}
+    options += ("-q", "-n", os.environ.get("WORKERS", "2"), "--dist=loadfile", "--no-loadscope-reorder")
     if any(target.startswith("book") for target in targets):
-        options += ["--nbmake", "--nbmake-timeout=1200", "--execute-all"]
+        options += ("--nbmake", "--nbmake-timeout=1200", "--execute-all")
     session.run(python, "-m", "pytest", *options, *targets, env=environment, external=python != "python")
 
 
@@ -109,7 +110,7 @@ def seeds(session: nox.Session, shift: int) -> None:
 def other(session: nox.Session) -> None:
     """The chapters that train, with an older instruction set and shifted seeds: what .ci/run adds to `make test`."""
     name = "avx2" if newest_instructions(session) == "AVX512" else "sse"
-    run_tests(session, CHAPTERS_THAT_TRAIN, sys.executable, EMALAB_SEED_SHIFT="1000", **INSTRUCTIONS[name][1])
+    run_pytest(session, CHAPTERS_THAT_TRAIN, sys.executable, EMALAB_SEED_SHIFT="1000", **INSTRUCTIONS[name][1])
 
 
 def install(session: nox.Session, *options: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -120,6 +121,7 @@ def test_no_records(tmp_path: Path) -> None:
         load_records(tmp_path)
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="there is no git on PATH")
 class TestGitCommit:
     @pytest.fixture
     def checkout(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -18,6 +18,7 @@ import yaml
 from PIL import Image
 from skimage import data
 from table_of_contents import toc_entries
+from tracked import tracked_files
 
 import emalab
 
@@ -31,11 +32,8 @@ REGISTRY_HOSTS = r"pyp[i]\.org|pythonhoste[d]\.org|download\.pytorc[h]\.org|anac
 
 
 def tracked_text_files() -> list[Path]:
-    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
-    if listing.returncode:
-        pytest.skip("not a git checkout: no list of tracked files")
     binary = {".npz", ".png", ".jpg", ".safetensors"}
-    paths = [ROOT / name for name in listing.stdout.split("\0") if name]
+    paths = [ROOT / name for name in tracked_files(ROOT)]
     return [path for path in paths if path.is_file() and path.suffix not in binary]
 
 
