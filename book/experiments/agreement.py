@@ -25,9 +25,9 @@ from emalab.commands.environment import default_data_root
 from emalab.data.loader import num_cores
 from emalab.recipes import Recipe
 from emalab.results import environment, git_commit, write_record
-from emalab.studies.catalog import get_study
 from emalab.studies.execution import Datasets
 from emalab.trainer import RunOptions, Trainer
+from experiments.studies import STUDIES
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def score(
 def main(arguments: Arguments) -> None:
     """Train all, and write the record."""
     torch.set_num_threads(1)
-    study = get_study(arguments.study)
+    study = STUDIES[arguments.study]
     commit = arguments.commit or git_commit()
     root = arguments.data_root or default_data_root()
     options = RunOptions(

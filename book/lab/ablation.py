@@ -1,203 +1,68 @@
-"""What the chapters on ablations share: the records of a study, Student's intervals, one kind of figure and table.
+"""What the chapters on ablations share: the records of a study with its statistics, one kind of figure and table.
 
-Records lie in ``results/studies/FAMILY/records``, one for each run, as `emalab study` writes them.
+Records lie in ``results/studies/FAMILY/records``, one for each run, as `emalab study` writes them. The statistics are
+those of `emalab study --summary`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from scipy import stats
 
-from emalab.studies import Study, StudyFolder
-from emalab.studies.catalog import get_study
-from emalab.studies.summary import Interval, scores_by_seed
+from emalab.studies import StudyFolder, load_studies
+from emalab.studies.statistics import Interval, two_way_differences
+from emalab.studies.summary import StudySummary, format_interval, summarize
 
-STUDIES = Path(__file__).parents[1] / "results" / "studies"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One cell of a study. Scores are mean IoU in percent."""
-
-    label: str
-    scores: dict[int, float]
-    """By seed."""
-    mean: Interval
-    difference: Interval
-    """From the base, over the seeds that both have; the interval is that of these few pairs alone."""
-    pooled: Interval
-    """From the base, with the scatter of all cells of the family; see `two_way`."""
-    diverged: int
-    """Runs whose loss became infinite or NaN."""
-
-
-@dataclass(frozen=True)
-class Findings:
-    """What the records of a study say."""
-
-    study: Study
-    records: list[dict[str, Any]]
-    rows: list[Row]
-
-    @property
-    def base(self) -> Row:
-        """The row that all others are compared with."""
-        return next(row for row in self.rows if row.label == self.study.baseline.label)
-
-    def row(self, label: str) -> Row:
-        """The row of a cell."""
-        return next(row for row in self.rows if row.label == label)
-
-
-def student(values: Sequence[float], level: float = 0.95) -> Interval:
-    """Mean and Student's interval, which knows how few values there are; no interval for one value."""
-    count = len(values)
-    if count < 2:
-        return Interval(values[0] if count else np.nan, np.nan, np.nan, count)
-    mean, error = float(np.mean(values)), float(stats.sem(values))
-    half = error * float(stats.t.ppf((1 + level) / 2, count - 1))
-    return Interval(mean, mean - half, mean + half, count)
-
-
-def two_way(
-    scores: Mapping[str, Mapping[int, float]],
-    base: str,
-    level: float = 0.95,
-    *,
-    seeds_matter: bool = True,
-) -> dict[str, Interval]:
-    """Differences of all cells from one, with the scatter that they have in common.
-
-    Three seeds hardly know their own scatter. Least squares fits score = cell + seed + noise to all runs, seeds as
-    effects of their own; the noise of all cells gives one variance, and so many degrees of freedom that Student's t is
-    near 2 (the two-way layout of Montgomery, Design and Analysis of Experiments, ch. 4). It assumes that all cells
-    scatter alike.
-
-    Args:
-        scores: cell → seed → score; cells may lack seeds.
-        base: cell that all others are compared with.
-        level: of the intervals.
-        seeds_matter: off, all seeds are equally good, and the fit is score = cell + noise. Then runs of a cell count
-            whether or not another cell has their seed.
-    """
-    cells = [cell for cell, by_seed in scores.items() if by_seed]
-    seeds = sorted({seed for by_seed in scores.values() for seed in by_seed})
-    others = seeds[1:] if seeds_matter else []
-    runs = [(cell, seed) for cell in cells for seed in scores[cell]]
-    design = np.array(
-        [
-            [cell == c for c in cells] + [seed == s for s in others]
-            for cell, seed in runs
-        ],
-        dtype=float,
-    )
-    observed = np.array([scores[cell][seed] for cell, seed in runs])
-    effects, _, rank, _ = np.linalg.lstsq(design, observed, rcond=None)
-    freedom = len(runs) - int(rank)
-    found = {}
-    for index, cell in enumerate(cells):
-        if cell == base or base not in cells:
-            continue
-        contrast = np.zeros(design.shape[1])
-        contrast[index], contrast[cells.index(base)] = 1, -1
-        mean, half = float(contrast @ effects), np.nan
-        if freedom:
-            noise = np.sum((observed - design @ effects) ** 2) / freedom
-            variance = noise * contrast @ np.linalg.pinv(design.T @ design) @ contrast
-            half = float(stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(variance))
-        found[cell] = Interval(mean, mean - half, mean + half, len(scores[cell]))
-    return found
+BOOK = Path(__file__).parents[1]
+RECORDS = BOOK / "results" / "studies"
+STUDIES = load_studies(BOOK / "experiments" / "studies.py")
 
 
 def findings(
-    name: str, evaluation: str | None = None, root: Path = STUDIES
-) -> Findings:
-    """Means and paired differences of all cells of a study that have a record, in the study's order.
+    name: str, evaluation: str | None = None, root: Path = RECORDS
+) -> StudySummary:
+    """The summary of a study from the book's records: a row for every cell that has one, in the study's order.
 
     Args:
         name: of the study, as `emalab study --list` has it.
         evaluation: label of a further evaluation; single scale by default.
         root: folder of the families.
     """
-    study = get_study(name)
-    folder = StudyFolder(root / study.family)
-    records = folder.records(study)
-    family = get_study(study.family)
-    everything = folder.records(family)
-    pooled = two_way(
-        {
-            family.recipe(cell).name: _scores(
-                family, everything, cell.label, evaluation
-            )
-            for cell in family.cells
-        },
-        study.recipe(study.baseline).name,
+    study = STUDIES[name]
+    family = STUDIES[study.family]
+    records = StudyFolder(root / study.family).records(family)
+    found = summarize(study, records, evaluation, family=family)
+    return replace(
+        found, rows=[row for row in found.rows if row.scores or row.diverged]
     )
-    base = _scores(study, records, study.baseline.label, evaluation)
-    rows = []
-    for cell in study.cells:
-        scores = _scores(study, records, cell.label, evaluation)
-        recipe = study.recipe(cell).name
-        diverged = sum(
-            "diverged" in record
-            for record in records
-            if record["recipe"]["name"] == recipe
-        )
-        if not scores and not diverged:
-            continue
-        common = sorted(scores.keys() & base.keys()) if cell != study.baseline else []
-        difference = student([scores[seed] - base[seed] for seed in common])
-        rows.append(
-            Row(
-                cell.label,
-                scores,
-                student(list(scores.values())),
-                difference,
-                pooled.get(recipe, student([])),
-                diverged,
-            )
-        )
-    return Findings(study, records, rows)
 
 
 def from_more_seeds(
-    name: str, level: float = 0.95, root: Path = STUDIES
+    name: str, level: float = 0.95, root: Path = RECORDS
 ) -> dict[str, Interval]:
     """Differences of a study's cells from all runs of the base, those of FAMILY-again included.
 
-    The new seeds of the base no other cell has, so this takes all seeds for equally good; see `two_way`.
+    The new seeds of the base no other cell has, so this fits no effects of seeds; see `two_way_differences`.
     """
-    study = get_study(name)
-    family = get_study(study.family)
+    study = STUDIES[name]
+    family = STUDIES[study.family]
     base = study.recipe(study.baseline).name
-    named = {cell.label: family.recipe(cell).name for cell in family.cells}
+    recipes = {cell.label: family.recipe(cell).name for cell in family.cells}
     rows = findings(family.name, root=root).rows
-    scores = {named[row.label]: row.scores for row in rows}
+    scores = {recipes[row.label]: row.scores for row in rows}
     again = findings(f"{study.family}-again", root=root)
     scores[base] = scores[base] | again.base.scores
-    found = two_way(scores, base, level, seeds_matter=False)
-    recipes = {cell.label: study.recipe(cell).name for cell in study.cells}
-    return {
-        label: found[recipe] for label, recipe in recipes.items() if recipe in found
-    }
+    found = two_way_differences(scores, base, level, seed_effects=False)
+    own = {cell.label: study.recipe(cell).name for cell in study.cells}
+    return {label: found[recipe] for label, recipe in own.items() if recipe in found}
 
 
-def _scores(
-    study: Study, records: list[dict[str, Any]], label: str, evaluation: str | None
-) -> dict[int, float]:
-    cell = next(cell for cell in study.cells if cell.label == label)
-    found = scores_by_seed(records, study.recipe(cell).name, evaluation)
-    return {seed: 100 * value for seed, value in found.items()}
-
-
-def table(found: Findings, names: Mapping[str, str] | None = None) -> str:
+def table(found: StudySummary, names: Mapping[str, str] | None = None) -> str:
     """Aligned text: seeds, mean, difference from the base over pairs of seeds and with the scatter of all cells, each
     with half its 95 % interval; and where the numbers come from."""
     names = names or {}
@@ -207,18 +72,12 @@ def table(found: Findings, names: Mapping[str, str] | None = None) -> str:
     for label, row in zip(labels, found.rows, strict=True):
         line = f"{label:<{width}}  {len(row.scores):>5}  {row.mean.mean:5.2f}"
         if row.difference.num_values:
-            line += f"  {_with_half(row.difference):<13}  {_with_half(row.pooled)}"
-        lines.append(line + (f"  {row.diverged} diverged" if row.diverged else ""))
+            line += f"  {format_interval(row.difference):<13}  {format_interval(row.pooled)}"
+        lines.append(line + (f"  {len(row.diverged)} diverged" if row.diverged else ""))
     return "\n".join([*lines, origin(found)])
 
 
-def _with_half(interval: Interval) -> str:
-    """Mean ± half of a symmetric interval, where there is one."""
-    half = interval.high - interval.mean
-    return f"{interval.mean:+.2f}" + (f" ± {half:.2f}" if np.isfinite(half) else "")
-
-
-def origin(found: Findings) -> str:
+def origin(found: StudySummary) -> str:
     """Runs, commits and devices."""
     commits = sorted({str(record["commit"])[:7] for record in found.records})
     devices = sorted({record["device"] for record in found.records})
@@ -228,7 +87,7 @@ def origin(found: Findings) -> str:
 
 
 def difference_figure(
-    panels: Mapping[str, Findings], names: Mapping[str, str] | None = None
+    panels: Mapping[str, StudySummary], names: Mapping[str, str] | None = None
 ) -> Figure:
     """Differences from the base: a panel for each title, all on the same rows.
 
@@ -284,7 +143,7 @@ def difference_figure(
     return figure
 
 
-def _extent(found: Findings, label: str) -> float:
+def _extent(found: StudySummary, label: str) -> float:
     """How far from zero the seeds' differences and the interval over all cells reach."""
     if not _compared(found, label):
         return 0.0
@@ -293,5 +152,5 @@ def _extent(found: Findings, label: str) -> float:
     return float(np.nanmax([*pairs, abs(row.pooled.low), abs(row.pooled.high)]))
 
 
-def _compared(found: Findings, label: str) -> bool:
+def _compared(found: StudySummary, label: str) -> bool:
     return any(row.label == label and row.difference.num_values for row in found.rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,16 +11,20 @@ from tyro.conf import Positional
 
 from emalab.commands.environment import default_data_root, visible_gpus
 from emalab.results import write_record
-from emalab.studies.catalog import get_study, studies
 from emalab.studies.config import Study
 from emalab.studies.engine import Plan, StudyOptions, make_plan, run_study
 from emalab.studies.folder import StudyFolder
+from emalab.studies.sources import CATALOG, find_study, load_studies
 
 __all__ = ["run"]
 
+_USAGE = """usage: emalab study FILE.yaml|FILE.py:NAME|NAME [--dry-run | --summary] ...
+
+`emalab study --help` explains the flags, and `emalab study --list [FILE]` lists the studies of a file."""
+
 
 def run(
-    name: Positional[str] = "",
+    study: Positional[str] = "",
     out: Path | None = None,
     data_root: Path | None = None,
     devices: int | None = None,
@@ -37,12 +42,15 @@ def run(
 ) -> None:
     """Run what is missing of a study, and summarize it: one record per run, and a table with intervals.
 
+    `emalab study my_study.yaml` and `emalab study my_studies.py:NAME` run studies of your own (`emalab.studies.sources`
+    describes the files); `emalab study NAME`, from the root of a clone, runs one of the book.
+
     A study compares changes of one recipe over several seeds. Each run leaves one record, so a study may be stopped in
     any way and started again; several may work in one folder and share the runs. Seed 0 of every cell comes first, so
     that an early stop leaves a balanced study. `emalab train --from-record FILE` repeats a run.
 
     Args:
-        name: of the study; see --list.
+        study: FILE.yaml, FILE.py:NAME, or the NAME of one in book/experiments/studies.py.
         out: folder of its family, for records and summaries; studies/FAMILY by default.
         data_root: folder with the unpacked releases; $EMALAB_DATA by default, and data/ here without one.
         devices: GPUs to use, by default all, or processes on a CPU, by default one.
@@ -57,12 +65,16 @@ def run(
         dry_run: show the runs and how long they will take, and run none.
         summary: show what the records say, and run none.
         evaluation: summarize this further evaluation of the trained networks, such as T=6.
-        list: list the studies.
+        list: list the studies of FILE, or those of the book.
     """
-    if list or not name:
-        print(_catalog())
+    if list or not study:
+        print(_USAGE)
+        if study or CATALOG.is_file():
+            print(_catalog(Path(study or CATALOG)))
+        else:
+            print(f"\nThe studies of the book are in {CATALOG} of a clone, and are listed from its root.")
         raise SystemExit(0 if list else 2)
-    study = get_study(name)
+    chosen, family = find_study(study)
     from emalab.data.loader import num_cores
 
     gpus = () if accelerator == "cpu" else visible_gpus()
@@ -85,18 +97,18 @@ def run(
         keep_weights=keep_weights,
         commit=commit,
     )
-    folder = StudyFolder(out or Path("studies") / study.family)
+    folder = StudyFolder(out or Path("studies") / chosen.family)
     workers = len(options.gpus) or options.processes
     if dry_run:
-        print(_describe(study, make_plan(study, folder, options), workers))
+        print(_describe(chosen, make_plan(chosen, folder, options), workers))
         return
-    amiss = False
+    any_failed = False
     if not summary:
         signal.signal(signal.SIGTERM, _interrupt)
-        outcome = run_study(study, folder.root, options)
-        amiss = bool(outcome.failed)
-    _summarize(study, folder, evaluation)
-    if amiss:
+        outcome = run_study(chosen, folder.root, options)
+        any_failed = bool(outcome.failed)
+    _summarize(chosen, family, folder, evaluation)
+    if any_failed:
         raise SystemExit(1)
 
 
@@ -112,27 +124,39 @@ def _shard(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def _summarize(study: Study, folder: StudyFolder, evaluation: str | None) -> None:
-    from emalab.studies.summary import format_summary, summarize, summary_to_dict
+def _summarize(study: Study, family: Study, folder: StudyFolder, evaluation: str | None) -> None:
+    from emalab.studies.summary import format_summary, provenance, summarize, summary_to_dict
 
-    records, failed, corrupt = folder.records(study), folder.failed(study), folder.corrupt(study)
-    print(format_summary(summarize(study, records, evaluation, failed)))
-    print(f"\n{len(records)} of {len(study.runs())} runs have a record, in {folder.root / 'records'}")
+    records, failed, corrupt = folder.records(family), folder.failed(study), folder.corrupt(study)
+    found = summarize(study, records, evaluation, failed, family)
+    print("\n".join([*_preregistration(study), format_summary(found.rows)]))
+    missing = len(study.runs()) - len(found.records)
+    half_done = f"; {missing} are missing, so this is no result yet" if missing else ""
+    print(f"\n{len(found.records)} of {len(study.runs())} runs have a record, in {folder.root / 'records'}{half_done}")
+    for line in provenance(found.records):
+        print(f"note: {line}")
     for name in corrupt:
         print(f"corrupt, and not counted: {name}")
     for name in failed:
         print(f"failed, and to be tried again: {folder.root / 'failures' / name}.txt")
-    if records:
-        write_record(
-            folder.root / f"summary-{study.name}.json", {**summary_to_dict(study, records, failed), "corrupt": corrupt}
-        )
+    if found.records:
+        plain = summary_to_dict(study, records, failed, family)
+        write_record(folder.root / f"summary-{study.name}.json", {**plain, "corrupt": corrupt})
+
+
+def _preregistration(study: Study) -> Sequence[str]:
+    """The question and the test of a study that has them, and the seeds that it plans."""
+    lines = [f"{what}: {text}" for what, text in (("question", study.question), ("test", study.test)) if text]
+    if lines:
+        lines.append("planned seeds: " + ", ".join(f"{cell.label} {cell.seeds}" for cell in study.cells))
+    return [*lines, ""] if lines else []
 
 
 def _describe(study: Study, plan: Plan, workers: int) -> str:
     """The plan: what is done and what is missing of every cell, and how long that will take."""
     labels = dict.fromkeys(run.cell.label for run in plan.runs)
     width = max(map(len, labels))
-    lines = [f"{study.name}: {study.summary}", ""]
+    lines = [f"{study.name}: {study.summary}", "", *_preregistration(study)]
     for label in labels:
         states = [
             f"{run.recipe.seed} {state}"
@@ -148,18 +172,15 @@ def _describe(study: Study, plan: Plan, workers: int) -> str:
     return "\n".join([*lines, "", f"{len(plan.runs)} runs, {done} done, {len(plan.missing)} missing: {predicted}"])
 
 
-def _catalog() -> str:
-    """Names, cells and runs of the studies, by family."""
+def _catalog(file: Path) -> str:
+    """Names, cells and runs of the studies of a file."""
     rows = [
         (study.name, f"{len(study.cells)} cells", f"{len(study.runs())} runs", study.summary)
-        for members in studies().values()
-        for study in members
+        for study in load_studies(file).values()
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     table = "\n".join(
         f"  {name:<{widths[0]}}  {cells:>{widths[1]}}  {runs:>{widths[2]}}  {summary}"
         for name, cells, runs, summary in rows
     )
-    return (
-        f"usage: emalab study NAME [--dry-run | --summary] ...\n\n{table}\n\n`emalab study --help` explains the flags."
-    )
+    return f"\nThe studies of {file}:\n{table}"

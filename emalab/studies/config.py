@@ -62,8 +62,13 @@ class Study:
     cells: tuple[Cell, ...]
     family: str = ""
     """Name of the folder; the study's own by default."""
+    question: str = ""
+    """What the study is to answer, written before its first run. Summaries print it, and records keep it."""
+    test: str = ""
+    """How the answer is read off: which difference, which interval, what counts; written before the first run."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "family", self.family or self.name)
         labels = [cell.label for cell in self.cells]
         recipes = [self.recipe(cell) for cell in self.cells]
         for what, values in (("label", labels), ("recipe", [recipe.name for recipe in recipes])):
@@ -75,8 +80,8 @@ class Study:
             if cell.seeds < 1:
                 raise ValueError(f"study {self.name}: {cell.label} has {cell.seeds} seeds; it needs at least 1")
             for label, changes in cell.evaluations.items():
-                if strange := [key for key in changes if key.split(".")[0] not in ("model", "evaluation")]:
-                    raise ValueError(f"study {self.name}: evaluation {label!r} of {cell.label} changes {strange[0]}")
+                if other := [key for key in changes if key.split(".")[0] not in ("model", "evaluation")]:
+                    raise ValueError(f"study {self.name}: evaluation {label!r} of {cell.label} changes {other[0]}")
                 override(recipe, changes)
 
     @property

@@ -98,7 +98,7 @@ def make_plan(study: Study, folder: StudyFolder, options: StudyOptions) -> Plan:
     return Plan(runs, [folder.state(run) for run in runs], seconds)
 
 
-def run_study(study: Study, out: Path, options: StudyOptions, say: Callable[[str], None] | None = None) -> Outcome:
+def run_study(study: Study, out: Path, options: StudyOptions, report: Callable[[str], None] | None = None) -> Outcome:
     """Run what has no record yet in the folder ``out``: seed 0 of every cell first, then seed 1, ….
 
     May be stopped and started again at any time, and several may work in one folder: a finished run is never run
@@ -108,22 +108,22 @@ def run_study(study: Study, out: Path, options: StudyOptions, say: Callable[[str
         study: what to run.
         out: gets ``records/NAME-seedN.json``, ``failures/NAME-seedN.txt`` and, on request, ``weights/``.
         options: where and how.
-        say: gets a line for whatever happens; prints to stderr by default.
+        report: gets a line for whatever happens; prints to stderr by default.
 
     Raises:
         DataError: the data of the study are not there.
         OSError: ``out`` cannot be written.
         ValueError: ``out`` holds the records of other recipes.
     """
-    if say is None:
-        say = partial(print, file=sys.stderr, flush=True)
+    if report is None:
+        report = partial(print, file=sys.stderr, flush=True)
     folder = StudyFolder(out)
     folder.check_writable()
     for path in folder.set_corrupt_aside(study.runs(options.only)):
-        say(f"{path.name}: not a record; set aside, and run again")
+        report(f"{path.name}: not a record; set aside, and run again")
     plan = make_plan(study, folder, options)
     _check_data(plan.missing, options)
-    agenda = _Agenda(folder, plan, options, say)
+    agenda = _Agenda(folder, plan, options, report)
     with_processes = options.gpus or options.processes
     slots: list[str | None] = [*options.gpus] or [None] * max(options.processes, 1)
     threads = max(options.cores // len(slots), 1)
@@ -180,8 +180,8 @@ class _Slot:
 class _Agenda:
     """The runs still to do, shared by the threads that talk to the workers."""
 
-    def __init__(self, folder: StudyFolder, plan: Plan, options: StudyOptions, say: Callable[[str], None]) -> None:
-        self.folder, self.options, self.say = folder, options, say
+    def __init__(self, folder: StudyFolder, plan: Plan, options: StudyOptions, report: Callable[[str], None]) -> None:
+        self.folder, self.options, self.report = folder, options, report
         self.started = time.monotonic()
         self.waiting, self.total, self.ended = deque(plan.missing), len(plan.missing), 0
         self.outcome = Outcome()
@@ -202,7 +202,7 @@ class _Agenda:
             return self.waiting.popleft()
 
     def note(self, run: Run, answer: Answer) -> None:
-        """Keep how a run ended, and say it."""
+        """Keep how a run ended, and report it."""
         with self.lock:
             if self.closed:
                 return
@@ -220,7 +220,7 @@ class _Agenda:
                 line += self._report(run, answer.why)
             elif answer.ending == "done":
                 line += self._score(run)
-            self.say(line)
+            self.report(line)
 
     def close(self) -> None:
         """Start nothing more, and note nothing."""

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.stats
 import torch
 from tiny import scenes, tiny_recipe
 
@@ -29,19 +28,11 @@ from emalab.cli import main
 from emalab.data import DataError, load_dataset
 from emalab.data.memory import InMemory
 from emalab.evaluation import evaluate
-from emalab.recipes import Recipe, recipe_from_dict
-from emalab.segmenter import build_segmenter
+from emalab.recipes import Recipe, get_recipe, recipe_from_dict
 from emalab.studies import Cell, Run, Study, StudyFolder, StudyOptions, engine, execution, family, override, run_study
-from emalab.studies.catalog import get_study, studies
 from emalab.studies.folder import CorruptRecordError
-from emalab.studies.summary import (
-    bootstrap_interval,
-    format_summary,
-    paired_difference,
-    score,
-    summarize,
-    summary_to_dict,
-)
+from emalab.studies.statistics import student_interval
+from emalab.studies.summary import format_summary, score, summarize, summary_to_dict
 from emalab.studies.worker import Answer, LocalWorker, Task, Worker
 from emalab.trainer import Trainer
 
@@ -133,39 +124,6 @@ class TestStudy:
         assert iterations.recipe(iterations.baseline) == bases.recipe(shared) == whole.recipe(whole.baseline)
 
 
-class TestCatalog:
-    def test_names_and_recipes_belong_together(self) -> None:
-        """Else two cells would share a record."""
-        for members in studies().values():
-            recipes: dict[str, Recipe] = {}
-            for study in members:
-                assert study.family == members[0].family
-                for run in study.runs():
-                    assert recipes.setdefault(run.name, run.recipe) == run.recipe
-            assert {run.name for run in members[0].runs()} == recipes.keys()
-            assert all("/" not in name and " " not in name for name in recipes)
-
-    def test_every_network_can_be(self) -> None:
-        """Options that exclude each other would cost a run each."""
-        for study in (get_study("shapes"), get_study("camvid")):
-            for cell in study.cells:
-                model = study.recipe(cell).model
-                build_segmenter(replace(model, backbone="tiny", backbone_weights=None, output_stride=4, channels=8))
-
-    def test_heads_learn_at_their_own_rates(self) -> None:
-        study = get_study("voc-animals-heads")
-        assert {cell.label: study.recipe(cell).optim.lr for cell in study.cells} == {
-            **{"plain FCN": 1e-3, "non-local": 5e-4, "EMA": 1e-3},
-            **{"DeepLabV3": 1e-3, "PSP": 1e-3},
-        }
-        assert all(cell.seeds == 5 for cell in study.cells)
-
-    def test_batches_see_as_many_images(self) -> None:
-        study = get_study("camvid-batch")
-        optims = [study.recipe(cell).optim for cell in study.cells]
-        assert {optim.iterations * optim.batch_size for optim in optims} == {9600}
-
-
 class TestRuns:
     def test_records_everything_once(self, tmp_path: Path) -> None:
         at_test = {"T=3": {"model.ema.num_iters": 3}, "T=9": {"model.ema.num_iters": 9}}
@@ -232,7 +190,7 @@ class TestRuns:
         assert "the loss became" in record["diverged"]
         assert record["scores"] == {}
         assert run_tiny(study, tmp_path)[0] == engine.Outcome()  # not again
-        base_row, wild = summarize(study, StudyFolder(tmp_path).records(study))
+        base_row, wild = summarize(study, StudyFolder(tmp_path).records(study)).rows
         assert (wild.diverged, wild.missing, wild.scores) == ([0], [], {})
         assert "diverged: seed 0" in format_summary([base_row, wild])
 
@@ -253,7 +211,7 @@ class TestRuns:
         assert "in breaks" in failure.read_text()
         folder = StudyFolder(tmp_path)
         assert folder.failed(study) == ["tiny-seed0"]
-        (row, _) = summarize(study, folder.records(study), failed=folder.failed(study))
+        (row, _) = summarize(study, folder.records(study), failed=folder.failed(study)).rows
         assert (row.failed, row.missing) == ([0], [0])
         assert run_tiny(study, tmp_path)[0].finished == ["tiny-seed0"]  # again, and alone
         assert not failure.exists()
@@ -301,7 +259,7 @@ class TestRuns:
         assert run_tiny(more, tmp_path)[0].finished == ["tiny-seed0"]
 
     def test_shards_share_the_runs(self, tmp_path: Path) -> None:
-        study = get_study("voc-animals")
+        study = tiny_study(Cell("base", seeds=5), *(Cell(f"K={k}", {"model.ema.num_bases": k}) for k in (2, 4, 6)))
         folder = StudyFolder(tmp_path)
         plans = [engine.make_plan(study, folder, replace(CPU, shard=(index, 3))) for index in range(3)]
         assert sorted(run.name for plan in plans for run in plan.runs) == sorted(run.name for run in study.runs())
@@ -325,7 +283,7 @@ class TestRuns:
         assert engine.make_plan(tiny_study(), StudyFolder(tmp_path), CPU).minutes(1) is None
 
     def test_missing_data_are_told_before_anything_starts(self, tmp_path: Path) -> None:
-        study = get_study("camvid-norm")
+        study = Study("streets", "", get_recipe("camvid-lite2"), (Cell("base"),))
         with pytest.raises(DataError, match="camvid"):
             run_tiny(study, tmp_path, data_root=tmp_path, processes=2)
 
@@ -490,30 +448,6 @@ def record(name: str, seed: int, miou: float | None, **evaluations: float) -> di
 
 
 class TestSummary:
-    def test_interval_by_hand(self) -> None:
-        """Two values have four equally likely resamples: means 1, 2, 2 and 3."""
-        assert bootstrap_interval([1.0, 3.0])[:3] == (2.0, 1.0, 3.0)
-        assert bootstrap_interval([1.0, 3.0], level=0.4)[:3] == (2.0, 2.0, 2.0)
-        mean, low, high, count = bootstrap_interval([0.5])
-        assert (mean, count) == (0.5, 1)
-        assert np.isnan([low, high, bootstrap_interval([]).mean]).all()
-
-    def test_interval_against_scipy(self) -> None:
-        values = np.random.default_rng(1).normal(size=12)
-        ours = bootstrap_interval(list(values))
-        theirs = scipy.stats.bootstrap(
-            (values,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(2)
-        ).confidence_interval
-        assert ours[1:3] == pytest.approx(tuple(theirs), abs=0.03)
-        assert ours.mean == pytest.approx(values.mean())
-        assert ours == bootstrap_interval(list(values))
-
-    def test_differences_are_paired(self) -> None:
-        """Seeds differ by far more than cells do, and seed 2 has no partner."""
-        mean, low, high, count = paired_difference({0: 0.5, 1: 0.7, 2: 0.1}, {0: 0.4, 1: 0.6, 3: 0.9})
-        assert (mean, low, high) == pytest.approx((0.1, 0.1, 0.1))
-        assert count == 2
-
     def test_of_a_study(self) -> None:
         at_test = {"T=9": {"model.ema.num_iters": 9}}
         study = tiny_study(Cell("base", evaluations=at_test, seeds=2), Cell("frozen", FROZEN, seeds=3))
@@ -523,43 +457,63 @@ class TestSummary:
             *(record(frozen, 1, 0.7), {**record(frozen, 2, 0.0), "diverged": "the loss became nan"}),
             record("of-another-study", 0, 0.0),
         ]
-        base_row, row = summarize(study, records, failed=[f"{frozen}-seed0"])
-        assert base_row.mean[:3] == pytest.approx((0.55, 0.5, 0.6))
+        base_row, row = summarize(study, records, failed=[f"{frozen}-seed0"]).rows
+        assert base_row.mean == pytest.approx(student_interval([50.0, 60.0]))
         assert np.isnan(base_row.difference.mean)
-        assert (row.scores, row.missing, row.diverged, row.failed) == ({1: 0.7}, [0], [2], [0])
-        assert (row.difference.mean, row.difference.num_values) == (pytest.approx(0.1), 1)
-        (at_nine,) = summarize(study, records, "T=9")
-        assert at_nine.scores == {0: 0.6, 1: 0.8}
+        assert (row.scores, row.missing, row.diverged, row.failed) == ({1: 70.0}, [0], [2], [0])
+        assert (row.difference.mean, row.difference.num_values) == (pytest.approx(10), 1)
+        (at_nine,) = summarize(study, records, "T=9").rows
+        assert at_nine.scores == {0: 60.0, 1: 80.0}
         table = format_summary([base_row, row]).splitlines()
-        assert table[1].split() == ["base", "2", "55.00", "50.00", "…", "60.00"]
-        assert table[2].split()[:4] == ["frozen", "1", "70.00", "+10.00"]
+        assert table[1].split() == ["base", "2", "55.00", "±", "63.53"]
+        assert table[2].split()[:5] == ["frozen", "1", "70.00", "+10.00", "+10.00"]
         assert table[2].endswith("diverged: seed 2; failed: seed 0")
         with pytest.raises(ValueError, match="no evaluation 'T=8'; there are: T=9"):
             summarize(study, records, "T=8")
         plain = json.loads(json.dumps(summary_to_dict(study, records), allow_nan=False))
-        assert plain["scores"]["T=9"][0]["mean"]["mean"] == pytest.approx(0.7)
+        assert plain["scores"]["T=9"][0]["mean"]["mean"] == pytest.approx(70)
         assert plain["scores"]["single scale"][0]["difference"]["mean"] is None
 
     def test_score(self) -> None:
-        assert score(record("tiny", 0, 0.5, a=0.25)) == 0.5
-        assert score(record("tiny", 0, 0.5, a=0.25), "a") == 0.25
+        assert score(record("tiny", 0, 0.5, a=0.25)) == 50
+        assert score(record("tiny", 0, 0.5, a=0.25), "a") == 25
         assert score(record("tiny", 0, 0.5), "b") is None
         assert score(record("tiny", 0, None)) is None
 
 
-class TestCommand:
-    """`emalab study`."""
+SMALL = """
+question: Do moving bases help?
+test: paired by seed
+base: shapes-tiny
+cells:
+  moving average: {changes: {}, evaluations: {T=1: {model.ema.num_iters: 1}}}
+  frozen: {model.ema.maintenance: frozen}
+"""
 
-    def test_list_and_help(self, capsys: pytest.CaptureFixture[str]) -> None:
-        for words, code in ((["--list"], 0), ([], 2)):
-            with pytest.raises(SystemExit) as stopped:
-                main(["study", *words])
-            assert stopped.value.code == code
-            text = capsys.readouterr().out
-            assert all(f"\n  {study.name} " in text for members in studies().values() for study in members)
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A file with a study of six runs, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.yaml").write_text(SMALL, encoding="utf-8")
+    return "small.yaml"
+
+
+class TestCommand:
+    """`emalab study`, from the root of a clone."""
+
+    def test_without_a_study(self, capsys: pytest.CaptureFixture[str], small: str) -> None:
+        with pytest.raises(SystemExit) as stopped:
+            main(["study"])
+        assert stopped.value.code == 2
+        assert "usage: emalab study" in capsys.readouterr().out
+        with pytest.raises(SystemExit) as stopped:
+            main(["study", small, "--list"])
+        assert stopped.value.code == 0
+        assert "  small  2 cells  6 runs" in capsys.readouterr().out
 
     def test_ends_when_told_to_where_interrupts_are_ignored(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: str
     ) -> None:
         """As behind nohup and &."""
 
@@ -572,33 +526,35 @@ class TestCommand:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             with pytest.raises(SystemExit) as end:
-                main(["study", "shapes-tiny", "--accelerator", "cpu", "--out", str(tmp_path)])
+                main(["study", small, "--accelerator", "cpu", "--out", str(tmp_path)])
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
         assert end.value.code == 130
 
-    def test_plan_then_summary(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        out = ["--out", str(tmp_path), "--accelerator", "cpu"]
-        main(["study", "shapes-tiny", *out, "--dry-run", "--seconds-per-run", "30", "--devices", "1"])
+    def test_plan_then_summary(self, tmp_path: Path, capsys: pytest.CaptureFixture[str], small: str) -> None:
+        out = ["--out", "runs", "--accelerator", "cpu"]
+        main(["study", small, *out, "--dry-run", "--seconds-per-run", "30", "--devices", "1"])
         text = capsys.readouterr().out
         assert "frozen          seed 0 missing, 1 missing, 2 missing" in text
+        assert "question: Do moving bases help?" in text
         assert "6 runs, 0 done, 6 missing: 3.0 minutes on 1 at a time" in text
-        main(["study", "shapes-tiny", *out, "--summary"])
+        main(["study", small, *out, "--summary"])
         assert "0 of 6 runs have a record" in capsys.readouterr().out
-        assert not list(tmp_path.iterdir())
+        assert names(tmp_path) == [small]
 
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            (["shapes-tinny"], "no study 'shapes-tinny'; did you mean shapes-tiny"),
-            (["shapes-tiny", "--shard", "2"], "--shard is I/N"),
-            (["shapes-tiny", "--shard", "2/2"], "shard 2 of 2"),
-            (["shapes-tiny", "--devices", "0"], "--devices 0: there are "),
-            (["shapes-tiny", "--only", "frosen", "--dry-run"], "did you mean 'frozen'"),
-            (["shapes-tiny", "--summary", "--evaluation", "T=2"], "no evaluation 'T=2'; there are: T=1"),
+            (["small.yaml:smal"], "no study 'smal' in small.yaml; did you mean small"),
+            (["small.yaml", "--shard", "2"], "--shard is I/N"),
+            (["small.yaml", "--shard", "2/2"], "shard 2 of 2"),
+            (["small.yaml", "--devices", "0"], "--devices 0: there are "),
+            (["small.yaml", "--only", "frosen", "--dry-run"], "did you mean 'frozen'"),
+            (["small.yaml", "--summary", "--evaluation", "T=2"], "no evaluation 'T=2'; there are: T=1"),
         ],
     )
+    @pytest.mark.usefixtures("small")
     def test_mistakes(self, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as stopped:
             main(["study", *words, *(["--accelerator", "cpu"])])

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from experiments.studies import STUDIES
 from tiny import scenes, tiny_recipe
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,7 +27,6 @@ from emalab.data import get_spec, load_dataset
 from emalab.data.loader import training_loader
 from emalab.data.transforms import TrainTransform
 from emalab.metrics import scores_from_confusion
-from emalab.studies import catalog
 from emalab.studies.folder import StudyFolder
 from emalab.trainer import RunOptions, Trainer
 
@@ -100,7 +100,7 @@ def test_files_can_be_checked_out_anywhere() -> None:
 
 def test_runs_of_studies_have_legal_names() -> None:
     """They are names of files and folders."""
-    runs = [run.name for name in catalog.study_names() for run in catalog.get_study(name).runs()]
+    runs = [run.name for study in STUDIES.values() for run in study.runs()]
     assert runs
     assert not [name for name in runs if not is_legal_on_windows(name)]
     assert len({name.lower() for name in runs}) == len(set(runs))
@@ -120,7 +120,7 @@ def test_claims_on_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     msvcrt.locking, msvcrt.LK_NBLCK = locking, 2  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "msvcrt", msvcrt)
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    (run, *_) = catalog.get_study("shapes-tiny").runs()
+    (run, *_) = STUDIES["shapes-tiny"].runs()
     module = importlib.import_module("emalab.studies.folder")
     monkeypatch.setattr(module.sys, "platform", "win32")
     with StudyFolder(tmp_path).claim(run) as mine, StudyFolder(tmp_path).claim(run) as too:

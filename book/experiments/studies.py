@@ -1,17 +1,22 @@
-"""The studies that have names: the ablation of EM attention, axis by axis, on three data sets."""
+"""The book's studies: the ablation of EM attention, axis by axis, on three data sets.
+
+    emalab study voc-animals          # from the root of a clone
+    emalab study --list
+
+The studies of one family share a folder of records, ``book/results/studies/FAMILY`` for those of the book. The study
+that is called as its family has the cells of all.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
-from functools import cache
 from typing import Any
 
 from emalab.recipes import Recipe, get_recipe
 from emalab.studies.config import BASE, Cell, Study, family
 
-__all__ = ["get_study", "studies", "study_names"]
+__all__ = ["STUDIES"]
 
 _ITERATIONS = (1, 2, 3, 4, 6, 8)
 _AT_TEST = (*_ITERATIONS, 16)
@@ -27,7 +32,9 @@ def _voc_animals() -> Recipe:
         name="voc-animals-study",
         summary="EMANet head, 320 px, 600 iterations, trainaug → val",
         optim=replace(base.optim, iterations=600),
-        evaluation=replace(base.evaluation, every=0, batch_size=1, scales=(1.0,), flip=False),
+        evaluation=replace(
+            base.evaluation, every=0, batch_size=1, scales=(1.0,), flip=False
+        ),
     )
 
 
@@ -46,7 +53,11 @@ def _camvid() -> Recipe:
 
 def _shapes() -> Recipe:
     base = get_recipe("shapes-pooled")
-    return replace(base, name="shapes-study", summary="EMANet head on generated scenes, pooled evidence")
+    return replace(
+        base,
+        name="shapes-study",
+        summary="EMANet head on generated scenes, pooled evidence",
+    )
 
 
 def _cells(path: str, label: str, values: Sequence[Any], **extra: Any) -> list[Cell]:
@@ -57,12 +68,20 @@ def _cells(path: str, label: str, values: Sequence[Any], **extra: Any) -> list[C
 def _maintenance() -> list[Cell]:
     ema = "model.ema."
     average = [
-        Cell(f"alpha={value}", {ema + "momentum": value}, seeds=_HEADLINE if value == 0.9 else 3)
+        Cell(
+            f"alpha={value}",
+            {ema + "momentum": value},
+            seeds=_HEADLINE if value == 0.9 else 3,
+        )
         for value in (0.0, 0.5, 0.9, 0.99)
     ]
     return [
         *average,
-        Cell("learned", {ema + "maintenance": "learned", ema + "grad": "unroll"}, seeds=_HEADLINE),
+        Cell(
+            "learned",
+            {ema + "maintenance": "learned", ema + "grad": "unroll"},
+            seeds=_HEADLINE,
+        ),
         Cell("frozen", {ema + "maintenance": "frozen"}, seeds=_HEADLINE),
         Cell("per image", {ema + "maintenance": "per_image"}, seeds=_HEADLINE),
         Cell("batch mean normalized", {ema + "renormalize": "batch_mean"}),
@@ -73,7 +92,12 @@ def _maintenance() -> list[Cell]:
 def _iterations(at_test: Sequence[int]) -> list[Cell]:
     """Every number of iterations in training, scored with further ones at test."""
     path = "model.ema.num_iters"
-    return _cells(path, "T", _ITERATIONS, evaluations={f"T={count}": {path: count} for count in at_test})
+    return _cells(
+        path,
+        "T",
+        _ITERATIONS,
+        evaluations={f"T={count}": {path: count} for count in at_test},
+    )
 
 
 def _gradient() -> list[Cell]:
@@ -82,18 +106,35 @@ def _gradient() -> list[Cell]:
         Cell("stop", {ema + "grad": "stop"}, seeds=_HEADLINE),
         Cell("last", {ema + "grad": "last"}, seeds=_HEADLINE),
         Cell("unroll", {ema + "grad": "unroll"}, seeds=_HEADLINE),
-        Cell("last, first conv frozen", {ema + "grad": "last", ema + "freeze_input": True}),
-        Cell("unroll, first conv frozen", {ema + "grad": "unroll", ema + "freeze_input": True}),
+        Cell(
+            "last, first conv frozen",
+            {ema + "grad": "last", ema + "freeze_input": True},
+        ),
+        Cell(
+            "unroll, first conv frozen",
+            {ema + "grad": "unroll", ema + "freeze_input": True},
+        ),
     ]
 
 
-def _em_axes(bases: Sequence[int], scales: Sequence[float], at_test: Sequence[int]) -> Axes:
+def _em_axes(
+    bases: Sequence[int], scales: Sequence[float], at_test: Sequence[int]
+) -> Axes:
     """The axes of EM itself, which need no particular data; ``at_test`` are further T of the trained networks."""
     learned = {"model.ema.learn_scale": True, "model.ema.grad": "last"}
     return {
-        "maintenance": ("how the initial bases live from batch to batch", _maintenance()),
-        "norm": ("how bases are normalized within EM", _cells("model.ema.norm", "norm", ("l2", "layer", "none"))),
-        "iterations": ("T in training and, with the same weights, T at test", _iterations(at_test)),
+        "maintenance": (
+            "how the initial bases live from batch to batch",
+            _maintenance(),
+        ),
+        "norm": (
+            "how bases are normalized within EM",
+            _cells("model.ema.norm", "norm", ("l2", "layer", "none")),
+        ),
+        "iterations": (
+            "T in training and, with the same weights, T at test",
+            _iterations(at_test),
+        ),
         "bases": ("the number of bases K", _cells("model.ema.num_bases", "K", bases)),
         "scale": (
             "λ, fixed or learned",
@@ -103,42 +144,77 @@ def _em_axes(bases: Sequence[int], scales: Sequence[float], at_test: Sequence[in
                 Cell("lambda learned", learned),
             ],
         ),
-        "gradient": ("where the gradient goes, and whether the unit's first convolution learns", _gradient()),
+        "gradient": (
+            "where the gradient goes, and whether the unit's first convolution learns",
+            _gradient(),
+        ),
     }
 
 
 def _heads(rates: Mapping[str, float]) -> list[Cell]:
     """Every head at its own rate, or at that of EMANet."""
-    heads = {"none": "plain FCN", "non_local": "non-local", "ema": "EMA", "deeplab_v3": "DeepLabV3", "psp": "PSP"}
+    heads = {
+        "none": "plain FCN",
+        "non_local": "non-local",
+        "ema": "EMA",
+        "deeplab_v3": "DeepLabV3",
+        "psp": "PSP",
+    }
     return [
-        Cell(label, {"model.context": head, "optim.lr": rates.get(head, rates["ema"])}, seeds=_HEADLINE)
+        Cell(
+            label,
+            {"model.context": head, "optim.lr": rates.get(head, rates["ema"])},
+            seeds=_HEADLINE,
+        )
         for head, label in heads.items()
     ]
 
 
 def _tuned(recipe: str) -> dict[str, float]:
     """The rates of the named recipes, head by head; nobody tuned those of DeepLabV3 and PSPNet."""
-    suffixes = {"ema": "", "none": "-fcn", "non_local": "-non-local", "deeplab_v3": "-deeplab-v3", "psp": "-psp"}
-    return {head: get_recipe(recipe + suffix).optim.lr for head, suffix in suffixes.items()}
+    suffixes = {
+        "ema": "",
+        "none": "-fcn",
+        "non_local": "-non-local",
+        "deeplab_v3": "-deeplab-v3",
+        "psp": "-psp",
+    }
+    return {
+        head: get_recipe(recipe + suffix).optim.lr for head, suffix in suffixes.items()
+    }
 
 
 def _strides() -> list[Cell]:
-    at_test = {f"stride {stride}": {"evaluation.output_stride": stride} for stride in (16, 8)}
+    at_test = {
+        f"stride {stride}": {"evaluation.output_stride": stride} for stride in (16, 8)
+    }
     return [
-        Cell(f"trained at stride {stride}", {"model.output_stride": stride}, evaluations=at_test) for stride in (16, 8)
+        Cell(
+            f"trained at stride {stride}",
+            {"model.output_stride": stride},
+            evaluations=at_test,
+        )
+        for stride in (16, 8)
     ]
 
 
 def _conventions(base: Recipe) -> list[Cell]:
     """What the public codes do differently, one thing at a time; the table of them is in the book."""
     clamp = {"model.ema.clamp": True, "model.ema.eps": 1e-12}
-    one_more = tuple(side + 1 for side in base.data.crop_size)  # the sizes that aligned corners are made for
+    one_more = tuple(
+        side + 1 for side in base.data.crop_size
+    )  # the sizes that aligned corners are made for
     return [
         Cell("EMA"),
-        Cell("features of the backbone for the classifier", {"model.concat_input": True}),
+        Cell(
+            "features of the backbone for the classifier", {"model.concat_input": True}
+        ),
         Cell("auxiliary head", {"model.auxiliary_channels": 128}),
         Cell("aligned corners", {"model.align_corners": True}),
-        Cell("aligned corners, one pixel more", {"model.align_corners": True, "data.crop_size": one_more}),
+        Cell(
+            "aligned corners, one pixel more",
+            {"model.align_corners": True, "data.crop_size": one_more},
+        ),
         Cell("divisors clamped at 1e-12", clamp),
         Cell("loss over all pixels", {"optim.loss_average": "all"}),
         Cell("biases at twice the rate", {"optim.bias_lr_factor": 2.0}),
@@ -151,21 +227,46 @@ def _batches(base: Recipe) -> list[Cell]:
     """Batches of other sizes, over as many images in all."""
     images = base.optim.iterations * base.optim.batch_size
     return [
-        Cell(f"batch {size}", {"optim.batch_size": size, "optim.iterations": images // size}) for size in (8, 16, 32)
+        Cell(
+            f"batch {size}",
+            {"optim.batch_size": size, "optim.iterations": images // size},
+        )
+        for size in (8, 16, 32)
     ]
 
 
-def _photographs(name: str, summary: str, base: Recipe, tuned: str, *, one_size: bool) -> list[Study]:
+def _photographs(
+    name: str, summary: str, base: Recipe, tuned: str, *, one_size: bool
+) -> list[Study]:
     """All axes. A trained network is scored again, under other settings, where images of one size make that cheap."""
     axes: Axes = {
-        "heads": ("the context head, each at its own learning rate", _heads(_tuned(tuned))),
-        **_em_axes((4, 8, 16, 32, 64, 128, 256), (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0), _AT_TEST if one_size else ()),
-        "channels": ("channels of the features that EM works on", _cells("model.channels", "C", (256, 512))),
-        "conventions": ("what the public codes do differently, one thing at a time", _conventions(base)),
-        "batch": ("images in a batch; all batches see as many images in all", _batches(base)),
+        "heads": (
+            "the context head, each at its own learning rate",
+            _heads(_tuned(tuned)),
+        ),
+        **_em_axes(
+            (4, 8, 16, 32, 64, 128, 256),
+            (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0),
+            _AT_TEST if one_size else (),
+        ),
+        "channels": (
+            "channels of the features that EM works on",
+            _cells("model.channels", "C", (256, 512)),
+        ),
+        "conventions": (
+            "what the public codes do differently, one thing at a time",
+            _conventions(base),
+        ),
+        "batch": (
+            "images in a batch; all batches see as many images in all",
+            _batches(base),
+        ),
     }
     if one_size:
-        axes["stride"] = ("output stride in training and, with the same weights, at test", _strides())
+        axes["stride"] = (
+            "output stride in training and, with the same weights, at test",
+            _strides(),
+        )
     return family(name, summary, base, axes)
 
 
@@ -192,86 +293,107 @@ def _evidence() -> Study:
         "far cue, much grain": "shapes-far:grain=24",
     }
     cells = [
-        Cell(f"{head}, {scene}", {"model.context": context, "data.name": name}, seeds=_HEADLINE)
+        Cell(
+            f"{head}, {scene}",
+            {"model.context": context, "data.name": name},
+            seeds=_HEADLINE,
+        )
         for scene, name in scenes.items()
         for head, context in heads.items()
     ]
-    far, longer = {"data.name": "shapes-far"}, {"optim.iterations": 4 * base.optim.iterations}
+    far, longer = (
+        {"data.name": "shapes-far"},
+        {"optim.iterations": 4 * base.optim.iterations},
+    )
     ema = "model.ema."
     settings: dict[str, dict[str, Any]] = {
         **{f"K={bases}": {ema + "num_bases": bases} for bases in (4, 16, 32)},
         **{f"lambda={scale}": {ema + "scale": scale} for scale in (4.0, 16.0)},
         "gradient last": {ema + "grad": "last"},
         "gradient unrolled": {ema + "grad": "unroll"},
-        "gradient unrolled, first conv frozen": {ema + "grad": "unroll", ema + "freeze_input": True},
+        "gradient unrolled, first conv frozen": {
+            ema + "grad": "unroll",
+            ema + "freeze_input": True,
+        },
         **{f"rate {rate}": {"optim.lr": rate} for rate in (0.001, 0.01)},
         "four times as long": longer,
         "gradient unrolled, four times as long": {ema + "grad": "unroll", **longer},
     }
-    cells += [Cell(f"EMA, far cue, {label}", {**far, **changes}) for label, changes in settings.items()]
     cells += [
-        Cell("non-local, far cue, four times as long", {"model.context": "non_local", **far, **longer}),
+        Cell(f"EMA, far cue, {label}", {**far, **changes})
+        for label, changes in settings.items()
+    ]
+    cells += [
+        Cell(
+            "non-local, far cue, four times as long",
+            {"model.context": "non_local", **far, **longer},
+        ),
         Cell(
             "EMA, pooled, much noise, gradient unrolled",
             {"data.name": scenes["pooled, much noise"], ema + "grad": "unroll"},
         ),
         Cell("EMA, pooled, four times as long", longer),
-        Cell("EMA, pooled, gradient unrolled, four times as long", {ema + "grad": "unroll", **longer}),
+        Cell(
+            "EMA, pooled, gradient unrolled, four times as long",
+            {ema + "grad": "unroll", **longer},
+        ),
     ]
     return Study(
-        "shapes-evidence", "what context modules carry across generated scenes", base, tuple(cells), "shapes-evidence"
+        "shapes-evidence",
+        "what context modules carry across generated scenes",
+        base,
+        tuple(cells),
+        "shapes-evidence",
     )
 
 
 def _tiny() -> Study:
     base = _shapes()
-    base = replace(base, name="shapes-tiny-study", optim=replace(base.optim, iterations=60))
+    base = replace(
+        base, name="shapes-tiny-study", optim=replace(base.optim, iterations=60)
+    )
     cells = (
         Cell("moving average", evaluations={"T=1": {"model.ema.num_iters": 1}}),
         Cell("frozen", {"model.ema.maintenance": "frozen"}),
     )
-    return Study("shapes-tiny", "six runs of seconds: bases moved and bases left alone", base, cells, "shapes-tiny")
+    return Study(
+        "shapes-tiny",
+        "six runs of seconds: bases moved and bases left alone",
+        base,
+        cells,
+        "shapes-tiny",
+    )
 
 
 def _again(name: str, base: Recipe) -> Study:
     """The base once more, from its own seeds and from new ones: all comparisons hang on its few runs."""
     cell = Cell(BASE, seeds=3 * _HEADLINE)
     return Study(
-        f"{name}-again", f"the base of {name} once more, and from ten new seeds", base, (cell,), f"{name}-again"
+        f"{name}-again",
+        f"the base of {name} once more, and from ten new seeds",
+        base,
+        (cell,),
+        f"{name}-again",
     )
 
 
-@cache
-def studies() -> dict[str, list[Study]]:
-    """Every study under the name of its family, that of all its cells first."""
-    families = [
-        [_tiny()],
-        _generated(),
-        [_evidence()],
-        _photographs(
-            "voc-animals", "all axes on VOC's images with animals", _voc_animals(), "voc-animals-lite2", one_size=False
+STUDIES: dict[str, Study] = {
+    study.name: study
+    for study in (
+        _tiny(),
+        *_generated(),
+        _evidence(),
+        *_photographs(
+            "voc-animals",
+            "all axes on VOC's images with animals",
+            _voc_animals(),
+            "voc-animals-lite2",
+            one_size=False,
         ),
-        _photographs("camvid", "all axes on CamVid", _camvid(), "camvid-lite2", one_size=True),
-        [_again("voc-animals", _voc_animals())],
-        [_again("camvid", _camvid())],
-    ]
-    return {members[0].family: members for members in families}
-
-
-def study_names() -> list[str]:
-    """Names that `get_study` knows."""
-    return [study.name for members in studies().values() for study in members]
-
-
-def get_study(name: str) -> Study:
-    """The study called ``name``.
-
-    Raises:
-        KeyError: no such study; the message suggests the nearest names.
-    """
-    known = {study.name: study for members in studies().values() for study in members}
-    if name not in known:
-        near = get_close_matches(name, known, n=3, cutoff=0.4)
-        hint = f"did you mean {', '.join(near)}? " if near else ""
-        raise KeyError(f"no study {name!r}; {hint}`emalab study --list` lists all")
-    return known[name]
+        *_photographs(
+            "camvid", "all axes on CamVid", _camvid(), "camvid-lite2", one_size=True
+        ),
+        _again("voc-animals", _voc_animals()),
+        _again("camvid", _camvid()),
+    )
+}
