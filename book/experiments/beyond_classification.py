@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -116,7 +116,9 @@ class EMPool(nn.Module):
             self.register_buffer("bases", bases)
 
     def forward(self, x: Tensor) -> Tensor:
-        grad = "unroll" if self.maintenance.learnable else "stop"
+        grad: Literal["unroll", "stop"] = (
+            "unroll" if self.maintenance.learnable else "stop"
+        )
         _, responsibilities, bases = em_attention(x, self.bases, grad=grad)
         if self.training:
             updated = self.maintenance.update(self.bases, bases.detach())
@@ -288,7 +290,7 @@ def cost(pool: Callable[[], nn.Module], channels: int) -> dict[str, int]:
     head = Head(pool(), channels, len(CLASSES)).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as flops:
         head(torch.zeros(1, POSITIONS, channels))
-    kept = [p for p in head.parameters() if p.requires_grad]
+    kept: list[Tensor] = [p for p in head.parameters() if p.requires_grad]
     kept += [buffer for name, buffer in head.named_buffers() if "bases" in name]
     return {
         "multiply_adds": flops.get_total_flops() // 2,
@@ -320,8 +322,12 @@ def compare(
     )
     once = np.ones((1, len(held_out.tokens)))
     every = np.ones((1, len(val.tokens)))
-    drawn = np.random.default_rng(0).multinomial(
-        len(val.tokens), [1 / len(val.tokens)] * len(val.tokens), size=resamples
+    drawn = (
+        np.random.default_rng(0)
+        .multinomial(
+            len(val.tokens), [1 / len(val.tokens)] * len(val.tokens), size=resamples
+        )
+        .astype(np.float64)
     )
     rows: dict[str, Any] = {}
     resampled: dict[str, NDArray[np.float64]] = {}

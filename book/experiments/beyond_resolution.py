@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from skimage import data as photographs
 from torch import Tensor
 from tqdm import tqdm
 
-from emalab import Segmenter, em_attention
+from emalab import EMAU, Segmenter, em_attention
 from emalab.results import environment, git_commit, write_record
 from emalab.segmenter import DEFAULT_WEIGHTS
 from lab.subsets import COUNTS, errors, look, sampled_em
@@ -69,13 +70,13 @@ def timings(stored: Tensor, count: int, repeats: int) -> list[dict[str, float]]:
     for side in SIDES:
         x = torch.randn(side * side, stored.shape[1])
         positions = torch.randperm(len(x))[:count]
+        everything = partial(em_attention, x[None], stored)
+        some = partial(sampled_em, x, stored, positions)
         rows.append(
             {
                 "positions": len(x),
-                "all": seconds(lambda x=x: em_attention(x[None], stored), repeats),
-                "some": seconds(
-                    lambda x=x, p=positions: sampled_em(x, stored, p), repeats
-                ),
+                "all": seconds(everything, repeats),
+                "some": seconds(some, repeats),
             }
         )
     return rows
@@ -86,6 +87,8 @@ def main(arguments: Arguments) -> None:
     """Make the record."""
     torch.set_num_threads(1)
     model = Segmenter.from_pretrained().with_output_stride(OUTPUT_STRIDE)
+    assert isinstance(model.context, EMAU)
+    stored = model.context.bases
     generator = torch.Generator().manual_seed(0)
     rows = []
     for name, photograph in tqdm(PHOTOGRAPHS.items()):
@@ -93,9 +96,7 @@ def main(arguments: Arguments) -> None:
         row = {
             "photograph": name,
             "size": size,
-            "rows": errors(
-                x, size, model.context.bases, classify, generator, arguments.draws
-            ),
+            "rows": errors(x, size, stored, classify, generator, arguments.draws),
         }
         rows.append(row)
     torch.manual_seed(0)
@@ -107,7 +108,7 @@ def main(arguments: Arguments) -> None:
         "checkpoint": DEFAULT_WEIGHTS,
         "output_stride": OUTPUT_STRIDE,
         "photographs": rows,
-        "timings": timings(model.context.bases, COUNTS[-1], arguments.repeats),
+        "timings": timings(stored, COUNTS[-1], arguments.repeats),
         "commit": git_commit(),
         **environment(torch.device("cpu")),
     }

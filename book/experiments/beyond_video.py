@@ -11,6 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
-from emalab import Segmenter, em_attention
+from emalab import EMAU, Segmenter, em_attention
 from emalab.backbones import LITE2, build_backbone
 from emalab.bases import MovingAverage, initial_bases
 from emalab.data import LabeledImages, load_dataset
@@ -128,9 +129,7 @@ def measure(
         "any other frame": shuffled,
     }
     for steps in steps_apart:
-        starts[f"{steps} before"] = lambda budget, steps=steps: carried(
-            frames, stored, budget, steps
-        )
+        starts[f"{steps} before"] = partial(carried, frames, stored, steps=steps)
     result: dict[str, dict[str, list[float]]] = {}
     for name, run in starts.items():
         rows: dict[str, list[float]] = {}
@@ -159,6 +158,7 @@ def shipped() -> tuple[Callable[[Tensor], Tensor], Tensor]:
     """What EM sees in the shipped network, image (3, h, w) → (n, c); and the bases that it has stored."""
     model = Segmenter.from_pretrained()
     unit = model.context
+    assert isinstance(unit, EMAU)
 
     def features(image: Tensor) -> Tensor:
         return rearrange(

@@ -13,6 +13,7 @@ import torch
 from einops import rearrange
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
+from numpy.typing import ArrayLike
 from PIL import Image
 from skimage import data
 from torch import Tensor
@@ -30,7 +31,7 @@ GLOW = LinearSegmentedColormap.from_list(
 )
 
 
-def show(axes: Axes, picture: object, title: str) -> None:
+def show(axes: Axes, picture: ArrayLike | Image.Image, title: str) -> None:
     axes.imshow(picture)
     axes.set_title(title, fontsize=10)
     axes.axis("off")

@@ -17,7 +17,7 @@ import tyro
 from torch import Tensor
 from tqdm import tqdm
 
-from emalab import Segmenter, em_attention
+from emalab import EMAU, Segmenter, em_attention
 from emalab.bases import initial_bases
 from emalab.data import Sample, load_dataset
 from emalab.inspection import (
@@ -111,16 +111,18 @@ def look(
     tables["labels_of_bases"] = contingency(z.argmax(dim=1), flat, len(bases), count[1])
     tables["confusion"] = contingency(predicted, flat, count[1], count[1])
     inputs = {"responsibilities": z.log(), "reconstruction": rebuilt, "features": x}
-    stored, changed = model.context.bases, {}
+    unit = model.context
+    assert isinstance(unit, EMAU)
+    stored, changed = unit.bases, {}
     one_of_each = torch.stack(
         [stored[groups == g].mean(dim=0) for g in groups.unique()]
     )
     others = {"exact copies": one_of_each[groups], "one of each": one_of_each}
     for name, substitute in others.items():
-        model.context.bases = substitute
+        unit.bases = substitute
         again = look_inside(model, image[None]).logits[0].argmax(dim=0)
         changed[name] = again.flatten() != predicted
-    model.context.bases = stored
+    unit.bases = stored
     return Found(figures, tables, z.mean(dim=0), outline, flat, changed, inputs)
 
 
@@ -139,7 +141,11 @@ def readable(inputs: Tensor, labels: Tensor, fold: Tensor, classes: int) -> list
             [weight], max_iter=60, line_search_fn="strong_wolfe"
         )
 
-        def loss(fit: Tensor = fit, weight: Tensor = weight, optimizer=optimizer):
+        def loss(
+            fit: Tensor = fit,
+            weight: Tensor = weight,
+            optimizer: torch.optim.Optimizer = optimizer,
+        ) -> Tensor:
             optimizer.zero_grad()
             logits = inputs[fit] @ weight[1:] + weight[0]
             penalty = 5e-4 * weight[1:].square().sum()
@@ -185,6 +191,7 @@ def sweep(images: list[Tensor], num_iters: int = 10) -> list[dict[str, float]]:
 def main(arguments: Arguments) -> None:
     """Make the record."""
     model = Segmenter.from_pretrained()
+    assert isinstance(model.context, EMAU)
     groups = distinct_bases(model.context.bases, THRESHOLD)
     data = load_dataset("voc-animals", "val", arguments.data_root)
     generator = torch.Generator().manual_seed(arguments.seed)
@@ -194,7 +201,8 @@ def main(arguments: Arguments) -> None:
     valid = labels != data.spec.ignore_index
 
     def table(name: str) -> list[list[int]]:
-        return sum(image.tables[name] for image in found).long().tolist()
+        tables = torch.stack([image.tables[name] for image in found])
+        return tables.sum(dim=0).long().tolist()
 
     def nats(name: str) -> list[float]:
         inputs = torch.cat([image.inputs[name] for image in found])[valid]
@@ -226,7 +234,7 @@ def main(arguments: Arguments) -> None:
             for name in found[0].relabeled
         },
         "sweep": sweep([image.inputs["features"] for image in found[::10]]),
-        "outline": sum(image.outline for image in found).tolist(),
+        "outline": torch.stack([image.outline for image in found]).sum(dim=0).tolist(),
         "readable": {name: nats(name) for name in found[0].inputs},
         "commit": git_commit(),
         **environment(torch.device("cpu")),

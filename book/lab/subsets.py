@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from emalab import Segmenter, em_attention
+from emalab import EMAU, Segmenter, em_attention
 from emalab.data import open_image
 from emalab.em import e_step, reconstruct
 
@@ -29,6 +29,7 @@ def look(
     features = model.features(image[None])
     height, width = features.shape[-2:]
     unit = model.context
+    assert isinstance(unit, EMAU)
 
     def classify(rebuilt: Tensor) -> Tensor:
         context = rearrange(rebuilt.relu(), "(h w) c -> 1 c h w", h=height)

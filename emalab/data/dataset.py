@@ -1,7 +1,7 @@
 """Images with a label for each pixel, read from files."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -63,6 +63,9 @@ class LabeledImages(Dataset[Sample], ABC):
 
     @abstractmethod
     def __getitem__(self, index: int) -> Sample: ...
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
 
     def image(self, index: int) -> tuple[tv_tensors.Image, str]:
         """Image and name of sample `index`; its labels are not read where they lie in a file of their own."""

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -128,7 +129,8 @@ def make_context_mat(root: Path) -> Path:
 
 def make_context_json(root: Path) -> Path:
     """VOC 2010 with the json of the detail API, which holds the 59 categories as one run-length code each."""
-    images, segments = [], []
+    images: list[dict[str, Any]] = []
+    segments: list[dict[str, Any]] = []
     for split, names in CONTEXT_LISTS.items():
         for name in names:
             image_id, labels = int(name.replace("_", "")), context_label_map(name)

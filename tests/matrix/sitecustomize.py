@@ -43,7 +43,7 @@ def patch_numpy_random(module: Any) -> None:
         def __instancecheck__(cls, instance: object) -> bool:
             return isinstance(instance, sequence)
 
-    class SeedSequence(sequence, metaclass=Kind):  # type: ignore[misc, valid-type]
+    class SeedSequence(sequence, metaclass=Kind):  # type: ignore[valid-type]
         def __new__(cls, entropy: Any = None, **options: Any) -> Any:
             return sequence(entropy if caller() in FIXED else shifted(entropy), **options)
 
@@ -56,7 +56,7 @@ def patch_torch(module: Any) -> None:
     """Shift ``manual_seed`` and the generators that a program makes."""
     manual_seed = module.manual_seed
 
-    class Generator(module.Generator):  # type: ignore[misc]
+    class Generator(module.Generator):
         def manual_seed(self, seed: int) -> "Generator":
             super().manual_seed(shifted(seed))
             return self
