@@ -40,7 +40,7 @@ def rendered(page: str, folder: Path) -> str:
     profile = f"--user-data-dir={folder / 'profile'}"
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=4000", "--window-size=390,900"]
     command = [browser(), *options, profile, "--dump-dom", path.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def evaluate(tmp_path: Path) -> Callable[..., Any]:
         result = f"JSON.stringify({expression}, {plain})"
         if node := shutil.which("node"):
             command = [node, "--eval", f"{program} console.log({result}); }}"]
-            output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+            output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
         else:
             page = f'<pre id="result"></pre><script>{program} result.textContent = {result}; }}</script>'
             (output,) = re.findall(r'<pre id="result">(.*)</pre>', rendered(page, tmp_path))

@@ -134,6 +134,6 @@ def test_page_is_whole_and_readable(name: str, browser: Browser, address: str) -
 def test_search_finds_a_term(browser: Browser, address: str) -> None:
     with Visit(browser, address, "search", **DESK) as visit:
         visit.page.goto(f"{address}/search.html?q=responsibilities")
-        visit.page.wait_for_selector("ul.search li a", timeout=20_000)
+        visit.page.wait_for_selector("ul.search li a", timeout=120_000)
         found = visit.page.locator("ul.search li a").all_inner_texts()
         assert any("EM attention" in title for title in found)

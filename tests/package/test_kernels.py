@@ -107,7 +107,7 @@ class TestLimits:
 
     def test_importing_the_package_does_not_import_triton(self) -> None:
         code = "import sys, emalab, emalab.kernels; assert not [m for m in sys.modules if m.split('.')[0] == 'triton']"
-        subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 class TestRelu:
