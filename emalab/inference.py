@@ -21,7 +21,7 @@ from torch import Tensor
 from emalab.fastops import interpolation
 from emalab.segmenter import Segmenter
 
-__all__ = ["predict_labels", "predict_probabilities"]
+__all__ = ["predict_labels", "predict_probabilities", "probability_strips"]
 
 _STRIP_VALUES = 2**24  # probabilities computed at once, 64 MB of them
 
@@ -60,11 +60,10 @@ def predict_probabilities(
     Raises:
         ValueError: scales, a window or an overlap out of range.
     """
-    views = _views(model, images, scales, flip, window, overlap)
     size = (len(images), model.config.num_classes, *images.shape[-2:])
     result = torch.empty(size, device=images.device, dtype=torch.float32)
-    for rows in _strips(size):
-        result[:, :, rows] = _mean_probabilities(views, rows, size)
+    for rows, probabilities in probability_strips(model, images, scales, flip, window=window, overlap=overlap):
+        result[:, :, rows] = probabilities
     return result
 
 
@@ -81,10 +80,32 @@ def predict_labels(
 
     No map of all classes is ever held at the size of the images.
     """
-    views = _views(model, images, scales, flip, window, overlap)
-    size = (len(images), model.config.num_classes, *images.shape[-2:])
-    strips = [_mean_probabilities(views, rows, size).argmax(1).to(torch.uint8) for rows in _strips(size)]
-    return torch.cat(strips, dim=1)
+    strips = probability_strips(model, images, scales, flip, window=window, overlap=overlap)
+    return torch.cat([probabilities.argmax(1).to(torch.uint8) for _, probabilities in strips], dim=1)
+
+
+def probability_strips(
+    model: Segmenter,
+    images: Tensor,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    *,
+    window: tuple[int, int] | None = None,
+    overlap: float = 1 / 3,
+    size: tuple[int, int] | None = None,
+) -> Iterator[tuple[slice, Tensor]]:
+    """The probabilities of `predict_probabilities` a few rows at a time: (rows, float32 (b, classes, rows, w)).
+
+    Other arguments and errors are those of `predict_probabilities`.
+
+    Args:
+        size: height and width of the result, where the images are smaller copies of what is to be labeled.
+    """
+    shown = images.shape[-2:] if size is None else size
+    views = _views(model, images, scales, flip, window, overlap, shown)
+    extent = (len(images), model.config.num_classes, *shown)
+    for rows in _strips(extent):
+        yield rows, _mean_probabilities(views, rows, extent)
 
 
 class _Placed(NamedTuple):
@@ -109,6 +130,7 @@ def _views(
     flip: bool,
     window: tuple[int, int] | None,
     overlap: float,
+    size: Sequence[int],
 ) -> list[list[_Tile]]:
     """The tiles of every view; a view is the image at one scale, mirrored or not."""
     if not scales or min(scales) <= 0:
@@ -117,14 +139,12 @@ def _views(
         raise ValueError(f"a window must be at least one pixel high and wide, got {tuple(window)}")
     if not 0 <= overlap < 1:
         raise ValueError(f"overlap is the part that neighboring windows share, in [0, 1); got {overlap}")
-    size, align = images.shape[-2:], model.config.align_corners
-    normalized = model.normalize(images)
     views = []
     for scale in scales:
-        scaled = [max(round(side * scale), 1) for side in size]
-        x = normalized
-        if scaled != list(size):
-            x = F.interpolate(x, scaled, mode="bilinear", align_corners=align)
+        scaled = [max(round(side * scale), 1) for side in images.shape[-2:]]
+        x = images  # normalized window by window: a large photograph in floating point would fill the memory
+        if scaled != list(images.shape[-2:]):
+            x = F.interpolate(model.normalize(x), scaled, mode="bilinear", align_corners=model.config.align_corners)
         for mirrored in (False, True) if flip else (False,):
             tiles = list(_tiles(model, x.flip(-1) if mirrored else x, size, window or (scaled[0], scaled[1]), overlap))
             views.append([_mirror(tile, size[1]) for tile in tiles] if mirrored else tiles)
@@ -134,12 +154,14 @@ def _views(
 def _tiles(
     model: Segmenter, x: Tensor, size: Sequence[int], window: tuple[int, int], overlap: float
 ) -> Iterator[_Tile]:
-    """Run the network on every window of normalized images x (b, 3, h', w') that show images of ``size``."""
+    """Run the network on every window of images x (b, 3, h', w'), uint8 or normalized, that show images of ``size``."""
     stride, align = model.config.output_stride, model.config.align_corners
     grid = [_windows(side, extent, overlap) for side, extent in zip(x.shape[-2:], window, strict=True)]
     for rows in grid[0]:
         for columns in grid[1]:
             crop = x[..., rows.start : rows.stop, columns.start : columns.stop]
+            if crop.dtype == torch.uint8:
+                crop = model.normalize(crop)
             bottom, right = (-(len(axis) - align) % stride for axis in (rows, columns))
             padded = F.pad(crop, (0, right, 0, bottom)).contiguous(memory_format=torch.channels_last)
             logits = model.coarse_logits(padded).float()
