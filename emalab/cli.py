@@ -25,7 +25,7 @@ COMMANDS = {
     "study": "compare many runs: what is missing, side by side on all GPUs, and a summary",
     "evaluate": "score a checkpoint, class by class",
     "submit": "write predictions as the benchmark's server takes them",
-    "predict": "label the pixels of photographs",
+    "predict": "label the pixels of photographs, folders and videos",
     "export": "release a finished run as one small file",
     "convert official": "release a checkpoint of the authors' code",
     "convert mmseg": "release an EMANet of mmsegmentation",

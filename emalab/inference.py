@@ -157,6 +157,7 @@ def _tiles(
     """Run the network on every window of images x (b, 3, h', w'), uint8 or normalized, that show images of ``size``."""
     stride, align = model.config.output_stride, model.config.align_corners
     grid = [_windows(side, extent, overlap) for side, extent in zip(x.shape[-2:], window, strict=True)]
+    placed: dict[tuple[int, int], _Placed] = {}  # by axis and start: windows of a row or column share their matrices
     for rows in grid[0]:
         for columns in grid[1]:
             crop = x[..., rows.start : rows.stop, columns.start : columns.stop]
@@ -165,11 +166,12 @@ def _tiles(
             bottom, right = (-(len(axis) - align) % stride for axis in (rows, columns))
             padded = F.pad(crop, (0, right, 0, bottom)).contiguous(memory_format=torch.channels_last)
             logits = model.coarse_logits(padded).float()
-            down, across = (
-                _place(logits, axis, grid[axis], span, padded.shape[axis + 2], x.shape[axis + 2], size[axis], align)
-                for axis, span in enumerate((rows, columns))
-            )
-            yield _Tile(logits, down, across)
+            for axis, span in enumerate((rows, columns)):
+                if (axis, span.start) not in placed:
+                    placed[axis, span.start] = _place(
+                        logits, axis, grid[axis], span, padded.shape[axis + 2], x.shape[axis + 2], size[axis], align
+                    )
+            yield _Tile(logits, placed[0, rows.start], placed[1, columns.start])
 
 
 def _windows(side: int, extent: int, overlap: float) -> list[range]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-__all__ = ["DEFAULT_WEIGHTS", "find_checkpoint", "shipped_weights"]
+__all__ = ["DEFAULT_WEIGHTS", "MAX_SIDES", "find_checkpoint", "shipped_weights"]
 
 DEFAULT_WEIGHTS = "emanet-lite2-voc-animals"
+MAX_SIDES = {DEFAULT_WEIGHTS: 480}
+"""Longer side in pixels at which photographs suit a shipped network; this one learned from photographs of 320."""
 
 
 def shipped_weights() -> dict[str, Path]:

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from emalab.data import DatasetSpec, open_image
 from emalab.files import write_atomically
 
-__all__ = ["colorize", "overlay", "save_labels", "save_picture"]
+__all__ = ["colorize", "overlay", "save_confidence", "save_labels", "save_picture"]
 
 _LEGEND_ROW = 24  # pixels
 
@@ -30,6 +30,11 @@ def colorize(labels: NDArray[np.integer], spec: DatasetSpec) -> NDArray[np.uint8
     return _palette(spec)[labels]
 
 
+def save_confidence(confidence: NDArray[np.float32], path: Path) -> None:
+    """Write probabilities (h, w) in [0, 1] as a grey PNG: black is 0, white is 1, in steps of 1/255."""
+    save_picture(Image.fromarray(np.rint(confidence * 255).astype(np.uint8)), path)
+
+
 def save_labels(labels: NDArray[np.uint8], spec: DatasetSpec, path: Path) -> None:
     """Write labels (h, w) as a palette PNG, like those of VOC: values are class indices, colors the palette's."""
     image = Image.fromarray(labels).convert("P")
@@ -43,17 +48,24 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 
 def overlay(
-    photo: Path | str | Image.Image, labels: NDArray[np.uint8], spec: DatasetSpec, *, strength: float = 0.55
+    photo: Path | str | Image.Image,
+    labels: NDArray[np.uint8],
+    spec: DatasetSpec,
+    *,
+    strength: float = 0.55,
+    named: Sequence[int] | None = None,
 ) -> Image.Image:
     """The photograph tinted with the colors of its labels and white lines between them, above a legend.
 
-    A class called "background" is not tinted. The legend names the classes in the picture, the largest first.
+    A class called "background" is not tinted.
 
     Args:
         photo: a file or an image that PIL has opened.
         labels: (h, w), at the photograph's size.
         spec: whose classes and colors.
         strength: share of the class color in a tinted pixel.
+        named: labels that the legend names; by default those in the picture, the largest first. Without any there is
+            no legend.
 
     Raises:
         ValueError: labels of another size.
@@ -65,9 +77,10 @@ def overlay(
     plain = np.isin(labels, [label for label, name in enumerate(spec.classes) if name == "background"])
     tinted.paste(image, mask=Image.fromarray(plain))
     tinted.paste("white", mask=_borders(labels))
-    present, counts = np.unique(labels, return_counts=True)
-    order = [int(label) for label in present[np.argsort(-counts)] if label < spec.num_classes]
-    return _with_legend(tinted, order, spec)
+    if named is None:
+        present, counts = np.unique(labels, return_counts=True)
+        named = [int(label) for label in present[np.argsort(-counts)] if label < spec.num_classes]
+    return _with_legend(tinted, named, spec)
 
 
 def _borders(labels: NDArray[np.uint8]) -> Image.Image:
@@ -80,6 +93,8 @@ def _borders(labels: NDArray[np.uint8]) -> Image.Image:
 
 
 def _with_legend(picture: Image.Image, labels: Sequence[int], spec: DatasetSpec) -> Image.Image:
+    if not labels:
+        return picture
     row = max(_LEGEND_ROW, picture.width // 30)
     font = ImageFont.load_default(size=row * 0.6)
     widths = [round(row * 1.6 + font.getlength(spec.classes[label])) for label in labels]

@@ -62,7 +62,7 @@ def main() -> None:
         picture = rearrange(255 * rgb, "(h w) c -> h w c", h=height).byte().numpy()
         return Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.NEAREST)
 
-    labels = emalab.predict(model, photo)
+    labels = emalab.predict(model, photo, max_side=SIDE)
     tinted = np.asarray(overlay(photo, labels, spec))[:SIDE]
     figure, panels = plt.subplots(2, 4, figsize=(10, 5.5), layout="constrained")
     ratio = float(x.norm(dim=1).mean() / rebuilt.norm(dim=1).mean())

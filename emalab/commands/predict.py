@@ -3,66 +3,191 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
 from emalab.commands.environment import Device, own_device
+from emalab.commands.photographs import VIDEOS, Photograph, find_photographs
 from emalab.data.names import check_name
-from emalab.shipped import DEFAULT_WEIGHTS, find_checkpoint
+from emalab.shipped import DEFAULT_WEIGHTS, MAX_SIDES, find_checkpoint
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from emalab.data import DatasetSpec
+    from emalab.frames import Frames
+    from emalab.prediction import Photo
+    from emalab.segmenter import Segmenter
 
 __all__ = ["run"]
 
+_NAMED_IN_VIDEOS = 32  # classes at most: the legend of a video names all, as a frame does not know what comes later
+
 
 def run(
-    images: Positional[tuple[Path, ...]],
+    photos: Positional[tuple[str, ...]],
     checkpoint: str = DEFAULT_WEIGHTS,
     data: str | None = None,
     out: Path = Path(),
-    max_side: int = 480,
+    max_side: int | None = None,
+    scales: tuple[float, ...] = (1.0,),
     flip: bool = True,
+    window: tuple[int, int] | None = None,
+    overlap: float | None = None,
+    output_stride: int | None = None,
+    confidence: bool = False,
     device: Device = "auto",
 ) -> None:
-    """Label the pixels of photographs. Writes STEM.mask.png (palette PNG) and STEM.overlay.png (with a legend).
+    """Label the pixels of photographs. Writes NAME.mask.png (palette PNG) and NAME.overlay.png (with a legend).
+
+    Animated images and videos are labeled frame by frame: NAME.masks/ and NAME.overlay.webp or .mp4; videos need PyAV
+    (pip install av). Files that an earlier run wrote (*.mask.png, *.overlay.*, …) are not taken as photographs.
 
     Args:
-        images: photographs, in any format that Pillow reads.
+        photos: files, folders, which are searched with their subfolders, or patterns in quotes such as "day*/*.jpg".
         checkpoint: a .pt or .safetensors file, or the name of a shipped network.
         data: data set whose classes and colors to use; by default the one it was trained on.
-        out: folder for the results.
-        max_side: the network sees photographs with their longer side shrunk to this many pixels.
+        out: folder for the results; those of a folder keep its subfolders.
+        max_side: shrink photographs for the network until their longer side has so many pixels; by default 480 for
+            the shipped network, and no shrinking for others.
+        scales: average over copies enlarged by these factors.
         flip: average with the mirror image; takes twice the time.
+        window: height and width of what the network sees at once; by default as its recipe scores it, or else all of
+            a photograph up to 1.5 megapixels, and 1024 1024 beyond.
+        overlap: part of a window that the next one shares; by default as its recipe scores it.
+        output_stride: pixels per position of the feature map; by default as its recipe scores it.
+        confidence: also write NAME.confidence.png, the probability of each pixel's class from black (0) to white (1).
         device: where to run.
     """
-    if not images:
+    if not photos:
         raise ValueError("emalab predict needs at least one photograph")
-    stems = [path.stem for path in images]
-    if twice := {stem for stem in stems if stems.count(stem) > 1}:
-        raise ValueError(f"several photographs are called {sorted(twice)[0]!r}; give them separate --out folders")
-    if not any(path.exists() for path in images):
-        raise FileNotFoundError(f"{images[0]}: no such file.")
+    found = find_photographs(photos)
+    for problem in found.problems:
+        print(f"emalab: error: {problem}", file=sys.stderr)
+    if found.results:
+        print(f"{found.results} results of earlier runs left out")
+    if not found.photographs:
+        raise SystemExit(1)
     find_checkpoint(checkpoint)
     if data:
         check_name(data)
-    from emalab.checkpoints import load_segmenter, read_recipe
-    from emalab.data import get_spec
-    from emalab.prediction import predict
-    from emalab.viz import overlay, save_labels, save_picture
-
-    model, spec = load_segmenter(checkpoint).to(own_device(device)), get_spec(data or read_recipe(checkpoint).data.name)
-    if model.config.num_classes != spec.num_classes:
-        raise ValueError(f"{checkpoint} tells {model.config.num_classes} classes apart, {spec.name} {spec.num_classes}")
-    failed = 0
-    for path in images:
-        try:
-            labels = predict(model, path, max_side=max_side, flip=flip)
-            picture = overlay(path, labels, spec)
-        except (OSError, ValueError) as error:
-            failed += 1
-            print(f"emalab: error: {error}", file=sys.stderr)
-            continue
-        save_labels(labels, spec, out / f"{path.stem}.mask.png")
-        save_picture(picture, out / f"{path.stem}.overlay.png")
-        print(f"{path} → {out / path.stem}.mask.png, {path.stem}.overlay.png")
-    if failed:
+    labeler = _labeler(checkpoint, data, out, output_stride, device, confidence)
+    labeler.settings = {
+        "max_side": max_side or MAX_SIDES.get(checkpoint),
+        "scales": scales,
+        "flip": flip,
+        "window": window or labeler.settings["window"],
+        "overlap": labeler.settings["overlap"] if overlap is None else overlap,
+    }
+    failed = sum(not labeler.label(photograph) for photograph in found.photographs)
+    if failed or found.problems:
         raise SystemExit(1)
+
+
+def _labeler(
+    checkpoint: str, data: str | None, out: Path, output_stride: int | None, device: Device, confidence: bool
+) -> _Labeler:
+    from emalab.commands.evaluate import load_to_score
+    from emalab.data import get_spec
+
+    model, recipe = load_to_score(checkpoint, output_stride)
+    spec = get_spec(data or recipe.data.name)
+    if model.config.num_classes != spec.num_classes:
+        raise ValueError(
+            f"{checkpoint} predicts {model.config.num_classes} classes, and {spec.name} has {spec.num_classes}; "
+            "name the data set that it was trained on: --data"
+        )
+    evaluation = recipe.evaluation
+    settings = {"window": evaluation.window, "overlap": evaluation.overlap}
+    return _Labeler(model.to(own_device(device)), spec, out, confidence, settings)
+
+
+@dataclass
+class _Labeler:
+    """One network for all photographs: it is loaded once."""
+
+    model: Segmenter
+    spec: DatasetSpec
+    out: Path
+    confidence: bool
+    settings: dict[str, Any]  # keyword arguments of `predict`
+
+    def label(self, photograph: Photograph) -> bool:
+        """Write the results of one file; False, with a line on stderr, where it cannot be read."""
+        from emalab.frames import open_animation, open_video
+
+        try:
+            video = photograph.path.suffix.lower() in VIDEOS
+            frames = open_video(photograph.path) if video else open_animation(photograph.path)
+            written = self._frames(photograph, frames, video) if frames else self._still(photograph)
+        except (OSError, ValueError) as error:
+            print(f"emalab: error: {error}", file=sys.stderr)
+            return False
+        print(f"{photograph.path} → {written}")
+        return True
+
+    def _still(self, photograph: Photograph) -> str:
+        from emalab.data import open_image
+        from emalab.viz import overlay, save_confidence, save_labels, save_picture
+
+        pixels = open_image(photograph.path).permute(1, 2, 0).numpy()
+        labels, confidence = self._predict(pixels)
+        stem = self.out / photograph.name
+        save_labels(labels, self.spec, _ending(stem, ".mask.png"))
+        save_picture(overlay(_picture(pixels), labels, self.spec), _ending(stem, ".overlay.png"))
+        written = [str(_ending(stem, ".mask.png")), f"{stem.name}.overlay.png"]
+        if self.confidence:
+            save_confidence(confidence, _ending(stem, ".confidence.png"))
+            written.append(f"{stem.name}.confidence.png")
+        return ", ".join(written) + self._shrunk(*labels.shape)
+
+    def _frames(self, photograph: Photograph, frames: Frames, video: bool) -> str:
+        from emalab.frames import write_animation, write_video
+
+        stem = self.out / photograph.name
+        masks, moving = _ending(stem, ".masks"), _ending(stem, ".overlay.mp4" if video else ".overlay.webp")
+        overlays = self._overlays(frames, masks, photograph.path.name)
+        (write_video if video else write_animation)(moving, overlays, frames.rate)
+        return f"{masks}/, {moving.name}"
+
+    def _overlays(self, frames: Frames, masks: Path, name: str) -> Iterator[Image.Image]:
+        """Label each frame and write its mask, as its picture is asked for."""
+        from tqdm import tqdm
+
+        from emalab.viz import overlay, save_confidence, save_labels
+
+        named = range(self.spec.num_classes) if self.spec.num_classes <= _NAMED_IN_VIDEOS else ()
+        bar = tqdm(frames.images, name, total=frames.count, unit="frame", disable=not sys.stderr.isatty(), leave=False)
+        for index, image in enumerate(bar):
+            labels, confidence = self._predict(image)
+            save_labels(labels, self.spec, masks / f"{index:06d}.mask.png")
+            if self.confidence:
+                save_confidence(confidence, masks / f"{index:06d}.confidence.png")
+            yield overlay(image, labels, self.spec, named=named)
+
+    def _predict(self, photo: Photo) -> Any:
+        from emalab.prediction import predict_with_confidence
+
+        return predict_with_confidence(self.model, photo, **self.settings)
+
+    def _shrunk(self, height: int, width: int) -> str:
+        """What the user must know of the size at which the network saw the photograph."""
+        side = self.settings["max_side"]
+        if not side or side >= max(height, width):
+            return ""
+        factor = side / max(height, width)
+        return f" ({width}×{height} pixels, seen at {round(width * factor)}×{round(height * factor)}; see --max-side)"
+
+
+def _ending(stem: Path, ending: str) -> Path:
+    return stem.with_name(stem.name + ending)
+
+
+def _picture(pixels: Any) -> Image.Image:
+    from PIL import Image
+
+    return Image.fromarray(pixels)

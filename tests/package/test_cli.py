@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
 import sys
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from emalab.cli import main
 from emalab.commands import evaluate as evaluate_command
 from emalab.commands import recipes as recipes_command
 from emalab.data import dataset_names
-from emalab.prediction import predict
+from emalab.frames import write_video
+from emalab.prediction import predict_with_confidence
 from emalab.recipes import EvalConfig, recipe_names
 from emalab.segmenter import Segmenter, SegmenterConfig
 
@@ -293,9 +296,9 @@ class TestPredict:
 
         def spied(*arguments: Any, **options: Any) -> Any:
             asked.append(options["flip"])
-            return predict(*arguments, **options)
+            return predict_with_confidence(*arguments, **options)
 
-        monkeypatch.setattr("emalab.prediction.predict", spied)
+        monkeypatch.setattr("emalab.prediction.predict_with_confidence", spied)
         photo = save_image(tmp_path / "scene.png", (40, 50))
         main(["predict", str(photo), "--checkpoint", str(release), "--out", str(tmp_path), "--device", "cpu", *flags])
         assert asked == [flip]
@@ -309,13 +312,94 @@ class TestPredict:
         assert done == {f"{name}.{kind}.png" for name in ("first", "last") for kind in ("mask", "overlay")}
         errors = capsys.readouterr().err.splitlines()
         assert len(errors) == 2
-        assert "half.jpg: cannot be read" in errors[0]
-        assert "gone.jpg: no such file" in errors[1]
+        assert "gone.jpg: no such file" in errors[0]
+        assert "half.jpg: cannot be read" in errors[1]
 
-    def test_photographs_of_one_name(self, release: Path, tmp_path: Path, capsys: Capture) -> None:
-        paths = [save_image(tmp_path / name) for name in ("a/cat.png", "b/cat.png")]
-        fails("predict", *paths, "--checkpoint", release)
-        assert "several photographs are called 'cat'" in message(capsys)
+    def test_a_folder_keeps_its_subfolders_and_is_never_labeled_twice(
+        self, release: Path, tmp_path: Path, capsys: Capture
+    ) -> None:
+        names = ("a/cat.png", "b/cat.JPG", "b/c/cat.jpeg", "dog.png")
+        for name in names:
+            save_image(tmp_path / name, (20, 30))
+        (tmp_path / "notes.txt").write_text("no photograph")
+        for _ in range(2):
+            main(["predict", str(tmp_path), "--checkpoint", str(release), "--out", str(tmp_path)])
+        masks = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.mask.png")}
+        assert masks == {"a/cat.mask.png", "b/cat.mask.png", "b/c/cat.mask.png", "dog.mask.png"}
+        assert len(list(tmp_path.rglob("*.overlay.png"))) == 4
+        assert "8 results of earlier runs left out" in capsys.readouterr().out
+
+    def test_photographs_of_one_name_do_not_overwrite_each_other(self, release: Path, tmp_path: Path) -> None:
+        paths = [save_image(tmp_path / name, (20, 30)) for name in ("a/cat.png", "b/cat.png", "b/cat.jpg")]
+        main(["predict", *map(str, paths), str(paths[0]), "--checkpoint", str(release), "--out", str(tmp_path / "out")])
+        masks = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.mask.png")}
+        assert masks == {"a/cat.mask.png", "b/cat.png.mask.png", "b/cat.jpg.mask.png"}
+
+    def test_patterns_and_what_they_do_not_match(self, release: Path, tmp_path: Path, capsys: Capture) -> None:
+        for name in ("day1/a.png", "day2/b.png", "night/c.png"):
+            save_image(tmp_path / name, (20, 30))
+        main(["predict", f"{tmp_path}/day*/*.png", "--checkpoint", str(release), "--out", str(tmp_path / "out")])
+        assert {path.name for path in (tmp_path / "out").glob("*.mask.png")} == {"a.mask.png", "b.mask.png"}
+        capsys.readouterr()
+        for argument, expected in (
+            (f"{tmp_path}/dawn*", "no file matches this pattern"),
+            (tmp_path / "gone.png", "no such file"),
+            (tmp_path / "empty", "no photographs in this folder; their names end in .jpg"),
+            (tmp_path / "pipe", "is no regular file"),
+        ):
+            if str(argument).endswith("empty"):
+                argument.mkdir()
+            if str(argument).endswith("pipe"):
+                if not hasattr(os, "mkfifo"):
+                    continue
+                os.mkfifo(argument)
+            fails("predict", argument, "--checkpoint", release)
+            assert expected in message(capsys)
+
+    @pytest.mark.parametrize("ending", ["gif", "png", "webp"])
+    def test_an_animation_is_labeled_frame_by_frame(self, ending: str, release: Path, tmp_path: Path) -> None:
+        frames = [Image.new("RGB", (30, 20), color) for color in ("red", "lime", "navy")]
+        frames[0].save(tmp_path / f"moving.{ending}", save_all=True, append_images=frames[1:], duration=40)
+        main(["predict", str(tmp_path / f"moving.{ending}"), "--checkpoint", str(release), "--out", str(tmp_path)])
+        assert len(list((tmp_path / "moving.masks").glob("*.mask.png"))) == 3
+        with Image.open(tmp_path / "moving.overlay.webp") as overlay:
+            overlay.load()
+            assert (overlay.n_frames, overlay.info.get("duration")) == (3, 40)
+
+    def test_a_video(self, release: Path, tmp_path: Path, capsys: Capture) -> None:
+        av = pytest.importorskip("av", reason="PyAV, which reads and writes videos, is not installed")
+        frames = [Image.new("RGB", (64, 48), color) for color in ("red", "lime", "navy")]
+        write_video(tmp_path / "drive.mp4", frames, Fraction(10))
+        main(["predict", str(tmp_path / "drive.mp4"), "--checkpoint", str(release), "--out", str(tmp_path / "out")])
+        assert len(list((tmp_path / "out" / "drive.masks").glob("*.mask.png"))) == 3
+        with av.open(str(tmp_path / "out" / "drive.overlay.mp4")) as video:
+            assert (len(list(video.decode(video=0))), video.streams.video[0].average_rate) == (3, 10)
+        (tmp_path / "cut.mp4").write_bytes((tmp_path / "drive.mp4").read_bytes()[:300])
+        capsys.readouterr()
+        fails("predict", tmp_path / "cut.mp4", "--checkpoint", release, "--out", tmp_path / "out")
+        assert "cut.mp4: cannot be read as a video" in message(capsys)
+
+    def test_a_video_without_its_library(
+        self, release: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "av", None)
+        (tmp_path / "drive.mp4").touch()
+        fails("predict", tmp_path / "drive.mp4", "--checkpoint", release)
+        assert "videos need PyAV: pip install" in message(capsys)
+
+    def test_confidence(self, release: Path, tmp_path: Path) -> None:
+        photo = save_image(tmp_path / "scene.png", (40, 50))
+        main(["predict", str(photo), "--checkpoint", str(release), "--out", str(tmp_path), "--confidence"])
+        expected = predict_with_confidence(Segmenter.from_pretrained(release), photo).confidence
+        with Image.open(tmp_path / "scene.confidence.png") as stored:
+            assert np.abs(np.asarray(stored) / 255 - expected).max() <= 0.5 / 255 + 1e-6
+
+    def test_says_at_what_size_the_network_saw_it(self, release: Path, tmp_path: Path, capsys: Capture) -> None:
+        photo = save_image(tmp_path / "scene.png", (40, 50))
+        main(["predict", str(photo), "--checkpoint", str(release), "--out", str(tmp_path)])
+        assert "seen at" not in capsys.readouterr().out
+        main(["predict", str(photo), "--checkpoint", str(release), "--out", str(tmp_path), "--max-side", "25"])
+        assert "(50×40 pixels, seen at 25×20; see --max-side)" in capsys.readouterr().out
 
     def test_no_photograph(self, release: Path, capsys: Capture) -> None:
         fails("predict", "--checkpoint", release)

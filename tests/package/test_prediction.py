@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from tiny import random_images, tiny_segmenter
 
 from emalab.data import DataError, open_image
 from emalab.evaluation import predict_probabilities
-from emalab.prediction import predict
+from emalab.prediction import predict, predict_with_confidence
 from emalab.segmenter import Segmenter
 
 
@@ -32,19 +33,40 @@ def photo(height: int = 40, width: int = 60) -> Image.Image:
 class TestLabels:
     @pytest.mark.parametrize("size", [(40, 60), (131, 170), (200, 90)], ids=str)
     @torch.inference_mode()
-    def test_are_those_of_probabilities_enlarged_at_once(self, model: Segmenter, size: tuple[int, int]) -> None:
+    def test_are_those_of_logits_enlarged_at_once(self, model: Segmenter, size: tuple[int, int]) -> None:
         """Strips of rows are a way to save memory, not another result."""
         image = photo(*size)
         shrink = min(1.0, 80 / max(size))
         small = image.resize((round(size[1] * shrink), round(size[0] * shrink)), Image.Resampling.BILINEAR)
         pixels = torch.from_numpy(np.array(small)).permute(2, 0, 1)[None]
-        enlarged = F.interpolate(predict_probabilities(model, pixels, flip=True), size, mode="bilinear")[0]
-        labels = predict(model, image, max_side=80)
-        assert labels.shape == size
-        assert labels.dtype == np.uint8
-        best = enlarged.max(0).values
-        given = enlarged.gather(0, torch.from_numpy(labels).long()[None])[0]
-        assert (best - given).max() < 1e-5  # the largest probability, up to rounding
+        stride = model.config.output_stride
+        extent = [side + -side % stride for side in pixels.shape[-2:]]
+        padded = F.pad(model.normalize(pixels), (0, extent[1] - pixels.shape[-1], 0, extent[0] - pixels.shape[-2]))
+        logits = F.interpolate(model.coarse_logits(padded), extent, mode="bilinear")
+        logits = logits[..., : pixels.shape[-2], : pixels.shape[-1]]
+        expected = F.interpolate(logits, size, mode="bilinear").softmax(1)[0]
+        labels, confidence = predict_with_confidence(model, image, max_side=80, flip=False)
+        assert (labels.shape, labels.dtype, confidence.dtype) == (size, np.uint8, np.float32)
+        given = expected.gather(0, torch.from_numpy(labels).long()[None])[0]
+        assert (expected.max(0).values - given).max() < 1e-5  # the largest probability, up to rounding
+        torch.testing.assert_close(torch.from_numpy(confidence), given, rtol=0, atol=1e-5)
+
+    def test_windows_are_those_of_evaluation(self, model: Segmenter) -> None:
+        image = photo(90, 130)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+        with torch.inference_mode():
+            expected = predict_probabilities(model, pixels, (1.0, 1.5), True, window=(48, 64), overlap=0.5)[0].amax(0)
+        found = predict_with_confidence(model, image, scales=(1.0, 1.5), window=(48, 64), overlap=0.5)
+        torch.testing.assert_close(torch.from_numpy(found.confidence), expected)
+
+    def test_a_large_photograph_is_seen_in_windows(self, model: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[torch.Size] = []
+        hook = model.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[-2:]))
+        with hook:
+            predict(model, photo(1100, 1200), flip=False)
+            assert seen == [(1100, 1200)]
+            predict(model, photo(1100, 1400), flip=False)
+        assert set(seen[1:]) == {(1024, 1024)}
 
     def test_a_small_photograph_is_not_enlarged_for_the_network(self, model: Segmenter) -> None:
         assert np.array_equal(predict(model, photo(), max_side=60), predict(model, photo(), max_side=5000))
@@ -57,6 +79,42 @@ class TestLabels:
     def test_side_of_nothing(self, model: Segmenter) -> None:
         with pytest.raises(ValueError, match="max_side is 0; it must be at least 1 pixel"):
             predict(model, photo(), max_side=0)
+
+
+class TestInputs:
+    def test_every_kind_gives_the_same(self, model: Segmenter, tmp_path: Path) -> None:
+        image = photo()
+        image.save(tmp_path / "a.png")
+        array = np.array(image)
+        kinds = (tmp_path / "a.png", str(tmp_path / "a.png"), array, array[:, ::-1][:, ::-1])
+        for kind in (*kinds, torch.from_numpy(array).permute(2, 0, 1)):
+            assert np.array_equal(predict(model, kind), predict(model, image))
+
+    @pytest.mark.parametrize(
+        ("value", "error", "message"),
+        [
+            (np.zeros((4, 5, 3)), TypeError, "an array must hold RGB as uint8 in 0–255, .* got float64"),
+            (torch.zeros(3, 4, 5), TypeError, "a tensor must hold RGB as uint8 in 0–255, .* got torch.float32"),
+            (np.zeros((3, 4, 5), np.uint8), ValueError, r"an array must be RGB \(h, w, 3\) .* got \(3, 4, 5\)"),
+            (np.zeros((4, 5), np.uint8), ValueError, r"an array must be RGB .* got \(4, 5\)"),
+            (np.zeros((0, 5, 3), np.uint8), ValueError, r"at least one pixel; got \(0, 5, 3\)"),
+            (torch.zeros(1, 3, 4, 5, dtype=torch.uint8), ValueError, r"a tensor must be RGB \(3, h, w\)"),
+            (b"bytes", TypeError, "a photograph is a path, a PIL image, an array .* got bytes"),
+            ([[1]], TypeError, "got list"),
+        ],
+        ids=lambda value: type(value).__name__,
+    )
+    def test_other_kinds_are_refused(self, model: Segmenter, value: Any, error: type[Exception], message: str) -> None:
+        with pytest.raises(error, match=message):
+            predict(model, value)
+
+    def test_a_network_in_training_stays_in_it_and_learns_nothing(self) -> None:
+        model = tiny_segmenter()
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        expected = predict(model, photo())
+        assert np.array_equal(predict(model.train(), photo()), expected)
+        assert model.training
+        assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 class TestFormats:
@@ -107,14 +165,14 @@ class TestFormats:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resets and reads the peak of memory by Linux's /proc")
 def test_memory_is_bounded_by_the_photograph(tmp_path: Path) -> None:
-    """24 megapixels and 9 classes: probabilities at full size alone would take 860 MB."""
-    photo(4000, 6000).save(tmp_path / "large.jpg")
-    model = tiny_segmenter(num_classes=9)
+    """4 megapixels and 64 classes: the probabilities at full size alone would take 1024 MB."""
+    photo(2000, 2000).save(tmp_path / "large.jpg")
+    model = tiny_segmenter(num_classes=64)
     predict(model, photo())
     Path("/proc/self/clear_refs").write_text("5")
     before = peak_memory()
-    assert predict(model, tmp_path / "large.jpg").shape == (4000, 6000)
-    assert peak_memory() - before < 400  # MB; the photograph alone is 72, and decoding holds it twice
+    assert predict(model, tmp_path / "large.jpg", flip=False, overlap=0).shape == (2000, 2000)
+    assert peak_memory() - before < 600  # MB; coarse logits are 67, a strip and its probabilities 200
 
 
 def peak_memory() -> float:
