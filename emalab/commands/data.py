@@ -9,7 +9,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from emalab.commands.environment import DEFAULT_ROOT, default_data_root
-from emalab.data.names import check_name
+from emalab.data.names import check_name, is_folder_name
 
 __all__ = ["check", "prepare"]
 
@@ -39,17 +39,50 @@ def prepare(
     prepare_dataset(name, root, source, keep_archives=keep_archives, progress=sys.stderr.isatty())
 
 
-def check(name: Positional[str], data_root: Path | None = None) -> None:
+def check(
+    name: Positional[str], data_root: Path | None = None, write: bool = False, preview: Path | None = None
+) -> None:
     """Decode every file of a data set; report what is missing, unreadable, mismatched in size or wrongly labeled.
+
+    For a folder of your own it also reports what was assumed, which files are not used, and the share of each class. A
+    folder without classes.yaml has one proposed from the values in its masks.
 
     Args:
         name: data set, or the path of a folder of your own (`emalab.data.folder` says what it holds).
         data_root: folder with the unpacked releases; $EMALAB_DATA by default, and data/ here without one.
+        write: write what a folder of your own lacks: classes.yaml as proposed, and splits/ where there are no splits.
+        preview: file for a picture of some images beside their labels, such as preview.png.
     """
     check_name(name)
     from emalab.data.check import check_dataset
 
-    report = check_dataset(name, data_root or default_data_root(), progress=sys.stderr.isatty())
+    if is_folder_name(name) and not _is_described(name, write):
+        raise SystemExit(1)
+    root = data_root or default_data_root()
+    report = check_dataset(name, root, progress=sys.stderr.isatty())
     print(report)
+    if preview is not None and report.counts:
+        from emalab.data import load_dataset
+        from emalab.data.preview import write_preview
+
+        write_preview(load_dataset(name, next(iter(report.counts)), root), preview)
+        print(f"wrote {preview}")
     if not report.ok:
         raise SystemExit(1)
+
+
+def _is_described(name: str, write: bool) -> bool:
+    """Whether a folder has a classes.yaml; proposes one where it has not, and writes it where that is wanted."""
+    from emalab.data.folder import CLASSES_FILE, folder_of
+    from emalab.data.propose import propose_labels
+    from emalab.recipes.from_folder import complete_folder
+
+    folder = folder_of(name)
+    if write:
+        complete_folder(name)
+    if folder != Path(name) or not folder.is_dir() or (folder / CLASSES_FILE).exists():
+        return True
+    proposal = propose_labels(folder, progress=sys.stderr.isatty())
+    print(f"{proposal.file} is missing. Proposed from the masks (--write keeps it there, to be edited):\n")
+    print(proposal.text)
+    return False

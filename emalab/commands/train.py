@@ -13,15 +13,18 @@ from tyro.conf import arg
 
 from emalab.commands.environment import default_data_root, is_first_process, under_torchrun
 from emalab.commands.recipes import about, recipe_table
+from emalab.data.names import is_folder_name
 from emalab.options import RunOptions, run_folder
-from emalab.recipes import Recipe, get_recipe, recipe_from_dict
+from emalab.recipes import Recipe, get_recipe, recipe_from_dict, recipe_names
 from emalab.results import git_commit, load_records
 
 __all__ = ["run"]
 
 _USAGE = """usage: emalab train RECIPE [--FIELD VALUE ...]
+       emalab train FOLDER/ [--FIELD VALUE ...]
        emalab train --from-record FILE [--FIELD VALUE ...]
 
+FOLDER holds images/ and masks/ of your own: the shipped network is fine-tuned on them, and what was chosen is printed.
 FILE is the record of a run, which is trained again: the same recipe, the same seed.
 
 """
@@ -36,8 +39,8 @@ def run(arguments: Sequence[str]) -> None:
         print(_USAGE + recipe_table())
         raise SystemExit(0 if set(arguments) & {"-h", "--help"} else 2)
     else:
-        recipe, record = get_recipe(arguments[0]), {}
-        prog = f"emalab train {recipe.name}"
+        recipe, record = _named(arguments[0], arguments[1:]), {}
+        prog = f"emalab train {arguments[0]}"
     local = int(os.environ["LOCAL_WORLD_SIZE"]) if under_torchrun() else 1
     nodes = int(os.environ["WORLD_SIZE"]) // local if under_torchrun() else 1
     options = RunOptions(data_root=default_data_root(), devices=local, num_nodes=nodes)
@@ -51,6 +54,7 @@ def run(arguments: Sequence[str]) -> None:
 
     parsed = tyro.cli(Arguments, prog=prog, description=about(recipe), args=arguments[1:])
     out = parsed.out or Path("runs") / run_folder(recipe.name, parsed.recipe.seed)
+    _look_at_labels(parsed.recipe)
     from emalab.trainer import train
 
     result = train(parsed.recipe, out, parsed.run)
@@ -61,6 +65,33 @@ def run(arguments: Sequence[str]) -> None:
         if recorded := record.get("scores", {}).get(protocol):
             print(f"{' ' * len(protocol)}  recorded: {100 * recorded['miou']:.2f}")
     print(f"checkpoints, log and record are in {out}")
+
+
+def _named(name: str, arguments: Sequence[str]) -> Recipe:
+    """The recipe of that name, or the one that follows from a folder."""
+    if not is_folder_name(name) and (name in recipe_names() or not Path(name).is_dir()):
+        return get_recipe(name)
+    from emalab.recipes.from_folder import describe_recipe, recipe_for_folder
+
+    on_cpu = any(arguments[i : i + 2] == ["--accelerator", "cpu"] for i in range(len(arguments)))
+    say = print if is_first_process() else lambda line: None
+    recipe = recipe_for_folder(name, "cpu" if on_cpu else "auto", say=say)
+    if not set(arguments) & {"-h", "--help"}:
+        rows = describe_recipe(recipe)
+        say(f"{name}, unless flags say otherwise:")
+        for what, choice in rows:
+            say(f"  {what:<{max(len(row[0]) for row in rows)}}  {choice}")
+    return recipe
+
+
+def _look_at_labels(recipe: Recipe) -> None:
+    """Refuse a folder whose labels are of no use before the first step, and warn of what is probably not meant."""
+    if not (is_folder_name(recipe.data.name) and is_first_process()):
+        return
+    from emalab.data.check import check_labels
+
+    for warning in check_labels(recipe.data.name, (recipe.data.train_split, recipe.data.eval_split)):
+        print(f"warning: {warning}")
 
 
 def _recorded(path: Path) -> tuple[Recipe, dict[str, Any]]:

@@ -7,13 +7,21 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
-from emalab.data import get_spec, load_dataset
+import numpy as np
+import torch
+
+from emalab.data import DatasetSpec, LabeledImages, get_spec, load_dataset
 from emalab.data.conversion import run_all
-from emalab.data.dataset import SegmentationDataset
+from emalab.data.dataset import FilePair, SegmentationDataset
 from emalab.data.errors import DataError
+from emalab.data.folder import CLASSES_FILE, folder_notes, folder_of, read_labels
+from emalab.data.folder_files import listed
+from emalab.data.names import is_folder_name
 
 _Result = TypeVar("_Result")
 
+_TABLE_ROWS = 32  # classes above which a report has no table of pixels
+_FREQUENT = 0.01  # part of pixels above which an ignored value is suspicious beside a class without a pixel
 _SHOWN = 10  # problems of one kind that a printed report lists
 
 
@@ -28,12 +36,25 @@ class Problem:
 
 @dataclass
 class CheckReport:
-    """What `check_dataset` found: the number of samples in each split, the problems, and what is only worth knowing."""
+    """What `check_dataset` found.
+
+    Args:
+        name: the data set.
+        counts: number of samples in each split.
+        problems: what is wrong.
+        notes: what is only worth knowing: what was assumed, and which files are not used.
+        warnings: what is probably not as it was meant.
+        pixels: split -> number of pixels of each class, and last of ignored ones.
+        classes: their names.
+    """
 
     name: str
     counts: dict[str, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    pixels: dict[str, np.ndarray] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -42,7 +63,8 @@ class CheckReport:
 
     def __str__(self) -> str:
         counts = ", ".join(f"{split} {count}" for split, count in self.counts.items()) or "no split could be read"
-        lines = [f"{self.name}: {counts}", *(f"note: {note}" for note in self.notes)]
+        lines = [f"{self.name}: {counts}", *(f"note: {note}" for note in self.notes), *self._pixel_table()]
+        lines += [f"warning: {warning}" for warning in self.warnings]
         by_kind = defaultdict(list)
         for problem in self.problems:
             by_kind[problem.kind].append(problem)
@@ -51,8 +73,24 @@ class CheckReport:
             lines += [f"  {problem.message}" for problem in problems[:_SHOWN]]
             if len(problems) > _SHOWN:
                 lines.append(f"  … and {len(problems) - _SHOWN} more")
-        lines.append("everything is in order" if self.ok else f"problems: {len(self.problems)}")
+        order = "everything is in order" if not self.warnings else "every file can be read, but mind the warning above"
+        lines.append(order if self.ok else f"problems: {len(self.problems)}")
         return "\n".join(lines)
+
+    def _pixel_table(self) -> list[str]:
+        """Percent of pixels of each class in each split."""
+        names = (*self.classes, "ignored")
+        if not self.pixels or len(names) > _TABLE_ROWS:
+            return []
+        width = max(len("pixels in %"), *map(len, names))
+        columns = {split: 100 * counts / max(counts.sum(), 1) for split, counts in self.pixels.items()}
+        widths = [max(len(split), 6) for split in columns]
+        titles = [f"{split:>{w}}" for split, w in zip(columns, widths, strict=True)]
+        lines = ["  ".join([f"{'pixels in %':<{width}}", *titles])]
+        for row, name in enumerate(names):
+            cells = [f"{_percent(column[row]):>{w}}" for column, w in zip(columns.values(), widths, strict=True)]
+            lines.append("  ".join([f"{name:<{width}}", *cells]))
+        return lines
 
 
 def check_dataset(
@@ -81,7 +119,8 @@ def check_dataset(
     """
     spec = get_spec(name)
     report = CheckReport(name)
-    samples: dict[tuple[Path, Path], tuple[SegmentationDataset, int]] = {}
+    samples: dict[FilePair, tuple[SegmentationDataset, int]] = {}
+    pairs_of_split: dict[str, list[FilePair]] = {}
     for split in splits or spec.splits:
         try:
             dataset = load_dataset(name, split, root)
@@ -98,16 +137,103 @@ def check_dataset(
             report.notes.append(f"{split} lists {len(dataset)} images, the published split has {published}")
         if isinstance(dataset, SegmentationDataset):
             samples |= {pair: (dataset, index) for index, pair in enumerate(dataset.pairs)}
+            pairs_of_split[split] = list(dataset.pairs)
 
     found = run_all(
         lambda sample: _check_sample(*sample), list(samples.values()), f"checking {name}", num_threads, progress
     )
-    report.problems += chain.from_iterable(found)
+    report.problems += chain.from_iterable(problems for problems, _ in found)
+    counts = {pair: pixels for pair, (_, pixels) in zip(samples, found, strict=True) if pixels is not None}
+    report.classes = spec.classes
+    for split, pairs in pairs_of_split.items():
+        report.pixels[split] = sum((counts[p] for p in pairs if p in counts), np.zeros(spec.num_classes + 1, np.int64))
+    if is_folder_name(name):
+        _look_at_folder(name, spec, report)
     return report
 
 
-def _check_sample(dataset: SegmentationDataset, index: int) -> list[Problem]:
-    """The problems of one pair of files; both are looked at even when one is bad."""
+def check_labels(name: str, splits: Sequence[str], *, progress: bool = False) -> list[str]:
+    """The warnings that training on a folder begins with: classes without a pixel, and the like.
+
+    Args:
+        name: the folder's path.
+        splits: of which to read the masks.
+        progress: show a progress bar.
+
+    Raises:
+        DataError: a mask cannot be read, or training on these labels is of no use.
+    """
+    spec = get_spec(name)
+    report = CheckReport(name, classes=spec.classes)
+    for split in dict.fromkeys(splits):
+        dataset = load_dataset(name, split)
+
+        def count(index: int, dataset: LabeledImages = dataset) -> np.ndarray:
+            return _pixels(dataset.mask(index), spec)
+
+        counts = run_all(count, range(len(dataset)), f"reading masks of {split}", None, progress)
+        report.pixels[split] = np.sum(counts, axis=0)
+    _look_at_pixels(name, spec, report)
+    if report.problems:
+        raise DataError(report.problems[0].message)
+    return report.warnings
+
+
+def _look_at_folder(name: str, spec: DatasetSpec, report: CheckReport) -> None:
+    report.notes += folder_notes(name)
+    if not report.problems:  # else the labels are not all known
+        _look_at_pixels(name, spec, report)
+
+
+def _look_at_pixels(name: str, spec: DatasetSpec, report: CheckReport) -> None:
+    """Labels that are there and still cannot be meant: in a folder nobody else has looked at them."""
+    file = folder_of(name) / CLASSES_FILE
+    for split, pixels in report.pixels.items():
+        if pixels.sum() and not pixels[:-1].sum():
+            message = f"{file}: every pixel of {split} is ignored, so it can neither train nor be scored"
+            report.problems.append(Problem(file, "unused", message + _way_out(name, spec, pixels)))
+    total = np.sum(list(report.pixels.values()), axis=0)
+    absent = [name for name, count in zip(spec.classes, total, strict=False) if not count]
+    if not total[:-1].sum() or not absent:
+        return
+    ignored = total[-1] / total.sum()
+    message = f"{file}: {listed(absent)} {'has' if len(absent) == 1 else 'have'} no pixel"
+    if ignored >= _FREQUENT:
+        message += f", while {100 * ignored:.3g} % of pixels are ignored"
+    message += _way_out(name, spec, total) if ignored >= _FREQUENT else ""
+    if spec.num_classes - len(absent) < 2 and ignored >= _FREQUENT:
+        report.problems.append(Problem(file, "unused", message))
+    else:
+        report.warnings.append(message)
+
+
+def _way_out(name: str, spec: DatasetSpec, pixels: np.ndarray) -> str:
+    """What `values` to write, where one class has no pixel and one value is ignored."""
+    root = Path(name)
+    labels = read_labels(root if root.suffix in (".yaml", ".yml") else root / CLASSES_FILE)
+    absent = [label for label in range(spec.num_classes) if not pixels[label]]
+    ignored = [entry for entry in labels.ignored if isinstance(entry, int)]
+    if labels.colors or len(absent) != 1 or len(ignored) != 1:
+        return "; correct values or ignore there"
+    values = list(labels.values or range(spec.num_classes))
+    values[absent[0]] = ignored[0]
+    shown = str([list(value) if isinstance(value, tuple) else value for value in values])
+    also = "" if labels.ignore is None else " and leave ignore out"
+    return f"; if masks store {ignored[0]} for {spec.classes[absent[0]]}, write values: {shown}{also}"
+
+
+def _pixels(mask: torch.Tensor, spec: DatasetSpec) -> np.ndarray:
+    """Pixels of each class in labels (h, w), and last of ignored ones."""
+    counts = np.bincount(np.asarray(mask).reshape(-1), minlength=256)
+    return np.append(counts[: spec.num_classes], counts[spec.ignore_index])
+
+
+def _percent(value: float) -> str:
+    return "0" if value == 0 else "<0.01" if value < 0.005 else f"{value:.2f}"
+
+
+def _check_sample(dataset: SegmentationDataset, index: int) -> tuple[list[Problem], np.ndarray | None]:
+    """The problems of one pair of files, both looked at even when one is bad, and the pixels of each class."""
     pair = dataset.pairs[index]
     problems: list[Problem] = []
 
@@ -120,8 +246,7 @@ def _check_sample(dataset: SegmentationDataset, index: int) -> list[Problem]:
 
     image = attempt(pair.image, lambda: dataset.decode_image(index))
     mask = attempt(pair.mask, lambda: dataset.read_mask(index))
-    if image is not None and mask is not None:
+    labels = None if mask is None else attempt(pair.mask, lambda: dataset.labels(index, mask))
+    if image is not None and mask is not None and labels is not None:
         attempt(pair.mask, lambda: dataset.joined(index, image, mask))
-    elif mask is not None:
-        attempt(pair.mask, lambda: dataset.labels(index, mask))
-    return problems
+    return problems, None if labels is None else _pixels(labels, dataset.spec)

@@ -72,6 +72,10 @@ class LabeledImages(Dataset[Sample], ABC):
         sample = self[index]
         return sample.image, sample.name
 
+    def mask(self, index: int) -> tv_tensors.Mask:
+        """Labels of sample `index`, uint8 (h, w); its image is not read where it lies in a file of its own."""
+        return self[index].mask
+
 
 class SegmentationDataset(LabeledImages):
     """Image files and label files in pairs.
@@ -118,7 +122,7 @@ class SegmentationDataset(LabeledImages):
         """Image and name of sample `index`, from the image file alone."""
         return to_tensor(self.decode_image(index).pixels), self.names[index]
 
-    def open_mask(self, index: int) -> tv_tensors.Mask:
+    def mask(self, index: int) -> tv_tensors.Mask:
         """The labels of sample `index` as uint8 (h, w), translated to class indices."""
         return self.labels(index, self.read_mask(index))
 

@@ -28,17 +28,21 @@ class Subset(LabeledImages):
     """
 
     def __init__(self, dataset: LabeledImages, indices: Sequence[int]) -> None:
-        self.spec, self._dataset, self._indices = dataset.spec, dataset, indices
+        self.spec, self.dataset, self._indices = dataset.spec, dataset, indices
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def __getitem__(self, index: int) -> Sample:
-        return self._dataset[self._indices[index]]
+        return self.dataset[self._indices[index]]
 
     def image(self, index: int) -> tuple[tv_tensors.Image, str]:
         """Image and name of a sample, without its labels."""
-        return self._dataset.image(self._indices[index])
+        return self.dataset.image(self._indices[index])
+
+    def mask(self, index: int) -> tv_tensors.Mask:
+        """Labels of a sample, without its image."""
+        return self.dataset.mask(self._indices[index])
 
 
 def split_and_part(split: str) -> tuple[str, str]:

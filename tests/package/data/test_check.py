@@ -61,7 +61,8 @@ def test_only_a_split_of_another_size_than_published_is_noted(tmp_path, monkeypa
     report = check_dataset("camvid", tmp_path)
     assert report.ok
     assert report.notes == ["val lists 3 images, the published split has 101"]
-    assert "note: val lists 3 images, the published split has 101\neverything is in order" in str(report)
+    assert "\nnote: val lists 3 images, the published split has 101\n" in str(report)
+    assert str(report).endswith("everything is in order")
 
 
 def test_a_missing_list_is_a_problem_and_the_other_splits_are_still_read(tmp_path):

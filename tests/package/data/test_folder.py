@@ -4,14 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from tiny_data import SIZE, random_labels, save_image, save_mask
 
 from emalab.cli import main
-from emalab.data import DataError, get_spec, load_dataset, load_images
+from emalab.data import DataError, get_spec, load_dataset, load_images, open_image
 from emalab.data.check import check_dataset
-from emalab.data.errors import MissingFileError, SizeMismatchError, UnknownLabelError
+from emalab.data.errors import MissingFileError, OrientationError, SizeMismatchError, UnknownLabelError
 from emalab.data.folder import FolderLabels, load_folder, read_labels
+from emalab.data.images import turned
 from emalab.data.names import is_folder_name
 from emalab.data.prepare import prepare_dataset
 from emalab.data.voc import voc_palette
@@ -116,7 +117,19 @@ def test_everything(tmp_path: Path):
         ("classes: ab", r"classes is 'ab'; it must be a list in \[ \]"),
         ("classes:", r"classes is None; it must be a list"),
         ("classes: [a, b]\nvalues: 3", "values is 3; it must be a list"),
-        ("classes: []", "classes has 0 names"),
+        ("classes: []", "classes has 0 names; training needs at least 2: name what surrounds the objects as well"),
+        ("classes: [roof]", "classes has 1 names; training needs at least 2"),
+        (f"classes: [{', '.join(f'c{i}' for i in range(255))}]", r"classes has 255 names; at most 254 are possible"),
+        ('classes: [a, "b\\e[31m"]', r"classes\[1\] is 'b\\x1b\[31m'; a name must have printable characters"),
+        ("classes: [a, b]\nvalues: [[], 1]", r"values\[0\] is \[\]; it must be a whole number in 0–255, or a list"),
+        ("classes: [a, b]\nvalues: [[0, 1], 1]", "values has 1 twice"),
+        ("classes: [a, b]\norientation: left", "orientation is 'left'; it must be upright or stored"),
+        ("classes: [a, b]\nbits: 17", "bits is 17; it must be a whole number in 8–16"),
+        ("classes: [a, b]\nmax_megapixels: 0", "max_megapixels is 0; it must be a number above 0"),
+        ("a: &a [x, x]\nclasses: [*a, *a]", r"cannot be read as YAML \(aliases \(\*name\) are not used here; .*line 2"),
+        ("classes: 2001-99-99", r"cannot be read as YAML \(month must be in 1\.\.12"),
+        ("[" * 5000, r"cannot be read as YAML \(nested too deeply\)"),
+        ("#" * 1_100_000, "has 1100000 bytes; a few lines of YAML are expected"),
         ("classes: [yes, no]", r'classes\[0\] is True, not a name; .*"quotes"'),
         ("classes: [a, b, a]", "classes has 'a' twice"),
         ("classes: [a, b]\nvalues: [1]", "values has 1 entries for 2 classes"),
@@ -138,6 +151,76 @@ def test_what_it_must_not_say(tmp_path: Path, text: str, message: str):
         read_labels(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_several_values_for_one_class(root: Path):
+    write(root, "classes: [ground, roof]\nvalues: [[0, 254], [128, 255]]\n")
+    expected = np.isin(stored(2), (128, 255)).astype(np.uint8)
+    assert np.array_equal(load_folder(root, "val")[0].mask, expected)
+
+
+def test_yaml_that_is_no_file(root: Path):
+    (root / "classes.yaml").unlink()
+    (root / "classes.yaml").mkdir()
+    with pytest.raises(DataError, match=r"classes\.yaml: is no file; it must be one of a few lines of YAML"):
+        get_spec(f"{root}/")
+
+
+# Turns
+
+
+def turn_photo(path: Path, turn: int, size: tuple[int, int] = SIZE) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = turn
+    pixels = np.random.default_rng(2).integers(0, 256, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, exif=exif)
+
+
+@pytest.mark.parametrize(("turn", "size", "words"), [(3, SIZE, "turned by 180°"), (6, (24, 24), "turned by 90°")])
+def test_a_turn_that_may_or_may_not_apply_to_the_mask(root: Path, turn: int, size: tuple[int, int], words: str):
+    photo, mask = root / "images/val/c.jpg", root / "masks/val/c.png"
+    turn_photo(photo, turn, size)
+    save_mask(mask, random_labels([*VALUES, 254], size))
+    upright = open_image(photo)
+    message = rf"c\.jpg: is {words} by its EXIF .*orientation: upright \(.*orientation: stored \("
+    with pytest.raises(OrientationError, match=message):
+        load_folder(root, "val")[0]
+    write(root, f"{YAML}orientation: upright\n")
+    assert np.array_equal(load_folder(root, "val")[0].image, upright)
+    write(root, f"{YAML}orientation: stored\n")
+    image = load_folder(root, "val")[0].image.permute(1, 2, 0).numpy()
+    assert np.array_equal(turned(image, turn), upright.permute(1, 2, 0))
+
+
+def test_a_mask_that_was_drawn_on_the_stored_pixels(root: Path):
+    """The sizes tell; the message has the way out, and that is one."""
+    turn_photo(root / "images/val/c.jpg", 6)
+    message = r"labels are 32×24 but .* is 24×32 .*turned by 90° by its EXIF .*write orientation: stored into classes"
+    with pytest.raises(SizeMismatchError, match=message):
+        load_folder(root, "val")[0]
+    write(root, f"{YAML}orientation: stored\n")
+    assert load_folder(root, "val")[0].image.shape == (3, *SIZE)
+
+
+def test_a_mask_with_the_same_turn_is_turned_as_well(root: Path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3
+    turn_photo(root / "images/val/c.jpg", 3)
+    Image.fromarray(stored(2).astype(np.uint8)).save(root / "masks/val/c.png", exif=exif)
+    assert np.array_equal(load_folder(root, "val")[0].mask, meant(stored(2))[::-1, ::-1])
+
+
+def test_depth_and_size_are_set_for_the_folder(root: Path):
+    photo = root / "images/val/c.png"
+    (root / "images/val/c.jpg").unlink()
+    Image.fromarray(np.full(SIZE, 4000, np.uint16)).save(photo)
+    with pytest.raises(DataError, match=r"c\.png: is of 16 bits, but its largest value is 4000"):
+        load_folder(root, "val")[0]
+    write(root, f"{YAML}bits: 12\n")
+    assert load_folder(root, "val")[0].image.unique().tolist() == [250]
+    write(root, f"{YAML}bits: 12\nmax_megapixels: 0.0007\n")
+    with pytest.raises(DataError, match=r"c\.png: has 32×24 = 0 megapixels; at most 0\.0007 are opened"):
+        load_folder(root, "val")[0]
 
 
 # Masks
@@ -239,7 +322,7 @@ def test_what_is_not_there(root: Path):
     with pytest.raises(MissingFileError, match=r"images: no such folder"):
         get_spec(f"{root}/")
     (root / "images").mkdir()
-    with pytest.raises(MissingFileError, match=r"images has no folders\. .*images/train"):
+    with pytest.raises(MissingFileError, match=r"images has no folders and no images\. .*images/train"):
         get_spec(f"{root}/")
 
 
@@ -269,7 +352,11 @@ def test_from_check_to_prediction(root: Path, monkeypatch: pytest.MonkeyPatch, c
         assert stopped.value.code == 1
         return capsys.readouterr().err
 
-    assert "train 2, val 1\neverything is in order" in run("data", "check", "roofs/")
+    report = run("data", "check", "roofs/", "--preview", "look.png")
+    assert report.startswith("roofs/: train 2, val 1\npixels in %   train     val\nground ")
+    assert report.endswith("everything is in order\nwrote look.png\n")
+    with Image.open("look.png") as preview:
+        assert preview.size == (640, 2 * 240)
     train = ["train", "shapes-tiny", "--data.name", "roofs/classes.yaml", "--out", "run", "--no-progress"]
     train += ["--data.crop-size", "16", "16", "--optim.batch-size", "2", "--optim.iterations", "2"]
     train += ["--accelerator", "cpu", "--evaluation.batch-size", "1"]

@@ -1,0 +1,239 @@
+"""What the masks of a folder mean: its `classes.yaml`, as a value, and the reading of that file."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from emalab.data.dataset import Orientation, Reading
+from emalab.data.errors import DataError, MissingFileError, UnreadableFileError
+from emalab.data.images import MAX_PIXELS
+from emalab.data.masks import UNKNOWN
+from emalab.data.spec import Color
+
+__all__ = ["CLASSES_FILE", "IGNORED", "FolderLabels", "read_labels"]
+
+CLASSES_FILE = "classes.yaml"
+"""Where a folder says what its masks mean."""
+
+IGNORED = 255  # after loading, and in masks unless the folder says otherwise
+_MAX_BYTES = 1 << 20  # of classes.yaml; 254 names need a hundredth of it
+
+
+@dataclass(frozen=True)
+class FolderLabels:
+    """What the masks of a folder mean: `classes.yaml`, as a value.
+
+    A mask of grey values or of indices of a palette is read by ``values``, one drawn in RGB, or with a palette of these
+    colors alone, by ``colors``.
+
+    Args:
+        classes: names; the position is the label after loading.
+        values: what masks store for each class, 0–255, or several such values; empty for 0, 1, 2, …
+        colors: RGB (0–255) of each class; empty for VOC's palette, which is for figures alone.
+        ignore: values and colors of pixels that neither train nor count; None for the value 255, unless that is a
+            class.
+        orientation: whether masks are drawn on the photographs as viewers show them ("upright") or on the pixels in
+            their files ("stored"); None where no photograph has an EXIF orientation that makes a difference.
+        bits: depth of grey photographs of more than 8 bits, where their files do not state it.
+        max_megapixels: size of the largest photograph and mask that is opened; None for 100.
+
+    Raises:
+        DataError: the fields are of another kind, out of range, repeat, or contradict each other.
+    """
+
+    classes: tuple[str, ...]
+    values: tuple[int | tuple[int, ...], ...] = ()
+    colors: tuple[Color, ...] = ()
+    ignore: tuple[int | Color, ...] | None = None
+    orientation: Orientation | None = None
+    bits: int | None = None
+    max_megapixels: float | None = None
+
+    def __post_init__(self) -> None:
+        self._check_names()
+        color = "a color [red, green, blue], each in 0–255"
+        value = "a whole number in 0–255"
+        self._check("values", self.values, _is_value_or_values, f"{value}, or a list of them")
+        self._check("colors", self.colors, _is_color, color)
+        self._check("ignore", self.ignore or (), lambda e: _is_value(e) or _is_color(e), f"a value in 0–255 or {color}")
+        for key, entries in (("classes", self.classes), ("values", self.stored_values), ("colors", self.colors)):
+            if twice := _repeated(entries):
+                raise DataError(f"{key} has {_shown(twice[0])} twice; each class needs its own")
+        if clash := _repeated([*self.stored_values, *self.colors, *self.ignored]):
+            raise DataError(
+                f"{_shown(clash[0])} in ignore is that of a class, or there twice; "
+                "one color that is ignored is written [[red, green, blue]]"
+            )
+        if self.orientation not in (None, "upright", "stored"):
+            raise DataError(f"orientation is {self.orientation!r}; it must be upright or stored")
+        if self.bits is not None and not (_is_value(self.bits) and 8 <= self.bits <= 16):
+            raise DataError(f"bits is {self.bits!r}; it must be a whole number in 8–16")
+        if self.max_megapixels is not None and not (_is_number(self.max_megapixels) and self.max_megapixels > 0):
+            raise DataError(f"max_megapixels is {self.max_megapixels!r}; it must be a number above 0")
+
+    def _check_names(self) -> None:
+        if len(self.classes) < 2:
+            raise DataError(
+                f"classes has {len(self.classes)} names; training needs at least 2: name what surrounds the objects as "
+                "well, such as background"
+            )
+        if len(self.classes) > UNKNOWN:
+            raise DataError(
+                f"classes has {len(self.classes)} names; at most {UNKNOWN} are possible, as a label has 8 bits and two "
+                "of its values have another meaning. Join classes: values takes lists such as [[0, 1], 2]"
+            )
+        for i, name in enumerate(self.classes):
+            if not isinstance(name, str) or not name:
+                raise DataError(f'classes[{i}] is {name!r}, not a name; YAML reads yes, no and 1 as names in "quotes"')
+            if not name.isprintable():
+                raise DataError(f"classes[{i}] is {name!r}; a name must have printable characters only")
+
+    def _check(self, key: str, entries: Sequence[Any], valid: Callable[[Any], bool], what: str) -> None:
+        if entries and key != "ignore" and len(entries) != len(self.classes):
+            raise DataError(f"{key} has {len(entries)} entries for {len(self.classes)} classes; give one for each")
+        for i, entry in enumerate(entries):
+            if not valid(entry):
+                raise DataError(f"{key}[{i}] is {_shown(entry)}; it must be {what}")
+
+    @property
+    def stored_values(self) -> tuple[int, ...]:
+        """What masks store for classes, one after the other."""
+        return tuple(self._label_of_value())
+
+    @property
+    def ignored(self) -> tuple[int | Color, ...]:
+        """Values and colors that are ignored."""
+        if self.ignore is None:
+            return () if IGNORED in self.stored_values else (IGNORED,)
+        return self.ignore
+
+    @property
+    def label_of_value(self) -> dict[int, int]:
+        """Stored value -> label, ignored ones included."""
+        ignored = {entry: IGNORED for entry in self.ignored if isinstance(entry, int)}
+        return self._label_of_value() | ignored
+
+    @property
+    def label_of_color(self) -> dict[Color, int]:
+        """Color -> label, ignored ones included."""
+        ignored = {entry: IGNORED for entry in self.ignored if isinstance(entry, tuple)}
+        return {color: label for label, color in enumerate(self.colors)} | ignored
+
+    @property
+    def reading(self) -> Reading:
+        """How the folder's files become pixels."""
+        pixels = MAX_PIXELS if self.max_megapixels is None else round(1e6 * self.max_megapixels)
+        return Reading(self.orientation, self.bits, pixels)
+
+    def _label_of_value(self) -> dict[int, int]:
+        entries = self.values or range(len(self.classes))
+        pairs = [(value, label) for label, entry in enumerate(entries) for value in _as_tuple(entry)]
+        if twice := _repeated([value for value, _ in pairs]):
+            raise DataError(f"values has {_shown(twice[0])} twice; each class needs its own")
+        return dict(pairs)
+
+
+def read_labels(path: Path) -> FolderLabels:
+    """What a `classes.yaml` says.
+
+    Raises:
+        DataError: no such file, not YAML, a key that does not exist, or an entry that `FolderLabels` refuses.
+    """
+    content = _read_yaml(path)
+    keys = [field.name for field in fields(FolderLabels)]
+    if not isinstance(content, dict) or "classes" not in content:
+        raise DataError(f"{path}: has no key classes. It is to begin like this: classes: [ground, roof]")
+    for key in content:
+        if key not in keys:
+            near = get_close_matches(str(key), keys, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise DataError(f"{path}: {key!r} is no key; {hint}There are: {', '.join(keys)}.")
+    ignore = content.get("ignore")
+    content["ignore"] = [ignore] if isinstance(ignore, int) else ignore
+    for key in ("classes", "values", "colors", "ignore"):
+        entries = content.get(key)
+        if not isinstance(entries, list) and not (key != "classes" and entries is None):
+            raise DataError(f"{path}: {key} is {_shown(entries)}; it must be a list in [ ]")
+    try:
+        return FolderLabels(
+            classes=tuple(content["classes"]),
+            values=tuple(map(_frozen, content.get("values") or ())),
+            colors=tuple(map(_frozen, content.get("colors") or ())),
+            ignore=None if content["ignore"] is None else tuple(map(_frozen, content["ignore"])),
+            **{key: content[key] for key in ("orientation", "bits", "max_megapixels") if key in content},
+        )
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Without aliases: ten lines of them can stand for 10⁹ entries."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not used here; write it out", mark)
+        return super().compose_node(parent, index)
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UnreadableFileError(f"{path}: is no file; it must be one of a few lines of YAML.")
+        if status.st_size > _MAX_BYTES:
+            raise UnreadableFileError(f"{path}: has {status.st_size} bytes; a few lines of YAML are expected.")
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError as error:
+        raise MissingFileError(
+            f"{path}: no such file. It says what the masks mean; one line will do: classes: [ground, roof]. "
+            f"`emalab data check {path.parent}/` proposes it from the masks, and with --write writes it."
+        ) from error
+    except DataError:
+        raise
+    except RecursionError as error:
+        raise UnreadableFileError(f"{path}: cannot be read as YAML (nested too deeply). Correct it there.") from error
+    except Exception as error:  # YAML's constructors raise more than YAMLError, on dates and numbers say
+        reason = " ".join(str(error).split())
+        raise UnreadableFileError(f"{path}: cannot be read as YAML ({reason}). Correct it there.") from error
+
+
+def _is_value(entry: Any) -> bool:
+    return isinstance(entry, int) and not isinstance(entry, bool) and 0 <= entry <= 255
+
+
+def _is_number(entry: Any) -> bool:
+    return isinstance(entry, int | float) and not isinstance(entry, bool)
+
+
+def _is_value_or_values(entry: Any) -> bool:
+    return _is_value(entry) or (isinstance(entry, tuple) and len(entry) > 0 and all(map(_is_value, entry)))
+
+
+def _is_color(entry: Any) -> bool:
+    return isinstance(entry, tuple) and len(entry) == 3 and all(map(_is_value, entry))
+
+
+def _as_tuple(entry: Any) -> tuple[Any, ...]:
+    return entry if isinstance(entry, tuple) else (entry,)
+
+
+def _repeated(entries: Sequence[Any]) -> list[Any]:
+    seen: set[Any] = set()
+    return [entry for entry in entries if entry in seen or seen.add(entry)]  # type: ignore[func-returns-value]
+
+
+def _frozen(entry: Any) -> Any:
+    return tuple(entry) if isinstance(entry, list) else entry
+
+
+def _shown(entry: Any) -> str:
+    shown = repr(list(entry) if isinstance(entry, tuple) else entry)
+    return shown if len(shown) <= 80 else f"{shown[:80]}…"

@@ -1,0 +1,171 @@
+"""A `classes.yaml` for a folder that has none, from what its masks hold."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from emalab.data.conversion import run_all
+from emalab.data.errors import DataError, MissingFileError
+from emalab.data.folder_files import find_layout, find_split, labeled_splits
+from emalab.data.folder_labels import CLASSES_FILE, IGNORED, FolderLabels
+from emalab.data.masks import UNKNOWN, StoredMask, read_stored
+from emalab.data.spec import Color
+from emalab.files import write_atomically
+
+__all__ = ["Proposal", "propose_labels"]
+
+_MANY = 40  # more grey values than this are rather soft edges than classes
+_SHOWN = 12  # values that a proposal lists with their share
+Stored = int | Color
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What the masks of a folder hold, and what it probably means.
+
+    Args:
+        file: where `classes.yaml` belongs.
+        labels: the proposal, with names to be replaced.
+        shares: value or color -> part of all pixels, 0–1.
+        num_masks: how many masks were read.
+    """
+
+    file: Path
+    labels: FolderLabels
+    shares: dict[Stored, float]
+    num_masks: int
+
+    @property
+    def text(self) -> str:
+        """The file, ready to edit."""
+        labels = self.labels
+        entries = {"classes": list(labels.classes)}
+        lines = [
+            f"# Proposed from {self.num_masks} masks: give the classes their names, and correct the rest.",
+            f"# The masks hold {self.in_words()}.",
+            *(f"{key}: {_flow(value)}" for key, value in entries.items()),
+        ]
+        if labels.values:
+            lines.append(f"values: {_flow(list(labels.values))}")
+        if labels.colors:
+            lines.append(f"colors: {_flow([list(color) for color in labels.colors])}")
+        if labels.ignored:
+            lines.append(f"ignore: {_flow(list(labels.ignored))}")
+        return "\n".join(lines) + "\n"
+
+    def in_words(self) -> str:
+        """Such as "0 (71.3 % of pixels), 255 (28.7 %)"."""
+        shown = [f"{_shown(key)} ({100 * share:.3g} %)" for key, share in list(self.shares.items())[:_SHOWN]]
+        more = [f"{len(self.shares) - _SHOWN} more"] if len(self.shares) > _SHOWN else []
+        return ", ".join(shown + more)
+
+    def write(self) -> None:
+        """Write the file; `DataError` where there is one already."""
+        if self.file.exists():
+            raise DataError(f"{self.file} is there already; remove it to have it proposed anew")
+        write_atomically(self.file, lambda temporary: temporary.write_text(self.text, encoding="utf-8"))
+
+
+def propose_labels(folder: Path, *, num_threads: int | None = None, progress: bool = False) -> Proposal:
+    """Read every mask of ``folder`` and propose what its values or colors mean.
+
+    255 is taken for ignored where the other values are 0, 1, 2, …, and for a class where they are not, as in masks of
+    0 and 255.
+
+    Raises:
+        DataError: there are no masks, a mask cannot be read, or they hold too many values to be labels.
+    """
+    paths = _mask_files(folder)
+    counts: Counter[Stored] = Counter()
+    kinds: set[int] = set()
+    for ndim, found in run_all(_count, paths, "reading masks", num_threads, progress):
+        counts.update(found)
+        kinds.add(ndim)
+        if len(kinds) > 1:
+            raise DataError(f"{folder / 'masks'}: some masks are grey and others in colors; bring them into one form.")
+        if len(counts) > 256:
+            what = "colors" if ndim == 3 else "values"
+            raise DataError(
+                f"{folder / 'masks'}: the masks hold more than 256 {what}, which are no labels. JPEG, scaling and soft "
+                "brushes make these: save masks as PNG, unscaled."
+            )
+    total = sum(counts.values())
+    shares = {key: counts[key] / total for key in sorted(counts, key=lambda k: k if isinstance(k, tuple) else (k,))}
+    return Proposal(folder / CLASSES_FILE, _meaning(list(shares), folder), shares, len(paths))
+
+
+def _mask_files(folder: Path) -> list[Path]:
+    layout = find_layout(folder)
+    splits = labeled_splits(folder, layout)
+    if not splits:
+        raise MissingFileError(f"{folder / 'masks'} has no masks of the images, so nothing can be proposed.")
+    return [path for split in splits for path in find_split(folder, layout, split, True).masks.values()]
+
+
+def _count(path: Path) -> tuple[int, Counter[Stored]]:
+    """Axes of the mask, and pixels of each value or color in it; grey that is stored as RGB counts as grey."""
+    stored = _as_grey(read_stored(path))
+    if stored.values.ndim == 2:
+        values, counts = np.unique(stored.values, return_counts=True)
+        return 2, Counter(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+    flat = stored.values.reshape(-1, 3).astype(np.int32)
+    codes, counts = np.unique(flat @ np.array([1 << 16, 1 << 8, 1], np.int32), return_counts=True)
+    colors = [(code >> 16, code >> 8 & 255, code & 255) for code in codes[:300].tolist()]
+    return 3, Counter(dict(zip(colors, counts[:300].tolist(), strict=True)))
+
+
+def _as_grey(stored: StoredMask) -> StoredMask:
+    values = stored.values
+    if values.ndim == 3 and (values == values[..., :1]).all():
+        return stored._replace(values=values[..., 0])
+    return stored
+
+
+def _meaning(found: list[Stored], folder: Path) -> FolderLabels:
+    """The classes that values or colors stand for."""
+    if isinstance(found[0], tuple):
+        colors = [entry for entry in found if isinstance(entry, tuple)]
+        _check_number(len(colors), folder)
+        return FolderLabels(tuple(_names(len(colors), dark=sum(colors[0]) == 0)), colors=tuple(colors))
+    values = [entry for entry in found if isinstance(entry, int)]
+    if values[-1] > 255:
+        raise DataError(f"{folder / 'masks'}: the masks hold values up to {values[-1]}; labels are 0–255.")
+    ignore = None
+    if values[-1] == IGNORED and len(values) > 2 and values[:-1] == list(range(len(values) - 1)):
+        values, ignore = values[:-1], (IGNORED,)
+    _check_number(len(values), folder)
+    if len(values) > _MANY and values != list(range(len(values))):
+        raise DataError(
+            f"{folder / 'masks'}: the masks hold {len(values)} values between {values[0]} and {values[-1]}, more like "
+            f"soft edges than classes. If they are classes, write {CLASSES_FILE} yourself: classes and values."
+        )
+    if ignore is None and IGNORED not in values:
+        ignore = (IGNORED,)
+    plain = values == list(range(len(values)))
+    return FolderLabels(tuple(_names(len(values), values[0] == 0)), () if plain else tuple(values), ignore=ignore)
+
+
+def _check_number(count: int, folder: Path) -> None:
+    if not 2 <= count <= UNKNOWN:
+        held = "a single value" if count == 1 else f"{count} values"
+        raise DataError(f"{folder / 'masks'}: the masks hold {held}; there must be 2 to {UNKNOWN} classes.")
+
+
+def _names(count: int, dark: bool) -> list[str]:
+    if count == 2 and dark:
+        return ["background", "object"]
+    return ["background" if i == 0 and dark else f"class {i}" for i in range(count)]
+
+
+def _flow(value: Sequence[object]) -> str:
+    return yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True).strip()
+
+
+def _shown(entry: Stored) -> str:
+    return str(list(entry) if isinstance(entry, tuple) else entry)
