@@ -16,9 +16,11 @@ import torch
 from lab.recordings import REFERENCE, image, label, state_dict
 from tiny import CPU
 from torch import Tensor
+from torchvision import tv_tensors
 
 from emalab.convert.mmseg import MMSEG, load_mmseg
 from emalab.convert.official import OFFICIAL, load_official
+from emalab.data.dataset import Sample
 from emalab.data.spec import DatasetSpec
 from emalab.data.voc import VOC
 from emalab.optim import cross_entropy, parameter_groups, poly_lr
@@ -135,12 +137,16 @@ def test_parameter_groups(compare: Compare) -> None:
 
 @dataclass
 class NoImages:
-    """Says which benchmark it is; the batches come from the test."""
+    """Says which benchmark it is, with an image of one labeled pixel; the batches come from the test."""
 
     spec: DatasetSpec = VOC
 
     def __len__(self) -> int:
         return 1
+
+    def __getitem__(self, index: int) -> Sample:
+        pixel = torch.zeros(3, 1, 1, dtype=torch.uint8)
+        return Sample(tv_tensors.Image(pixel), tv_tensors.Mask(pixel[0]), "pixel")
 
 
 @pytest.fixture
