@@ -17,6 +17,9 @@ ifneq ($(shell test -w "$$HOME" && echo yes),yes)
 export HOME := $(CURDIR)/_build/home
 $(shell mkdir -p "$(CURDIR)/_build/home" 2>/dev/null)
 endif
+WRITABLE := test -w . || { \
+  echo "'$(CURDIR)' is not writable, and make puts .venv and _build into it." \
+       "Copy it to a folder of yours and run make there." >&2; exit 1; }
 # A file that a failed recipe half wrote must not count as done.
 .DELETE_ON_ERROR:
 
@@ -24,6 +27,7 @@ help: ## Print this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
 
 book: $(INSTALLED) ## Execute every chapter and render the book into _build/html
+	@$(WRITABLE)
 	@$(RUN) book/site/build.py
 
 test: $(INSTALLED) ## Run the tests and every notebook
@@ -52,9 +56,7 @@ clean: ## Remove everything that make made, .venv included
 	rm -rf $(VENV) .nox _build dist .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(INSTALLED): pyproject.toml
-	@test -w . || { \
-	  echo "'$(CURDIR)' is not writable, and make puts .venv and _build into it." \
-	       "Copy it to a folder of yours and run make there." >&2; exit 1; }
+	@$(WRITABLE)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "emalab needs Python 3.11 or newer, and '$(PYTHON)' is: $$($(PYTHON) --version 2>&1)." \
 	       "Name another one, as in: make $(or $(MAKECMDGOALS),test) PYTHON=python3.12" >&2; exit 1; }

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import chapters
@@ -34,7 +35,9 @@ class Chapter(NotebookItem):
         ).execute()
         if result.error is not None:
             raise NotebookFailedException(result)
-        if not option.execute_all:
+        if option.execute_all:
+            return
+        with suppress(PermissionError):  # a checkout that cannot be written keeps nothing
             chapters.keep(self.path, result.nb, key, time.monotonic() - start)
 
 
