@@ -37,7 +37,7 @@ class Chapter(NotebookItem):
             raise NotebookFailedException(result)
         if option.execute_all:
             return
-        with suppress(PermissionError):  # a checkout that cannot be written keeps nothing
+        with suppress(PermissionError):  # a read-only checkout keeps nothing
             chapters.keep(self.path, result.nb, key, time.monotonic() - start)
 
 
