@@ -26,7 +26,7 @@ COMMANDS = {
     "evaluate": "score a checkpoint, class by class",
     "submit": "write predictions as the benchmark's server takes them",
     "predict": "label the pixels of photographs, folders and videos",
-    "export": "release a finished run as one small file",
+    "export": "release a finished run as one small file, or as ONNX",
     "convert official": "release a checkpoint of the authors' code",
     "convert mmseg": "release an EMANet of mmsegmentation",
     "cost": "count multiply-adds, parameters and activations of a recipe's network",

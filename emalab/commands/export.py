@@ -3,30 +3,62 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
 from emalab.results import load_records
+from emalab.shipped import find_checkpoint
 
 __all__ = ["run"]
 
+Format = Literal["auto", "safetensors", "onnx"]
 
-def run(run: Positional[Path], out: Positional[Path], data: str = "") -> None:
-    """Release a finished run as one .safetensors file: half precision, with its recipe, scores and origin.
+
+def run(run: Positional[str], out: Positional[Path], format: Format = "auto", data: str = "") -> None:
+    """Release a finished run as one file: .safetensors for emalab, in half precision with its recipe, scores and
+    origin; or .onnx for other programs, with free batch, height and width, compared with the network by onnxruntime.
 
     Args:
-        run: the folder of a finished run.
-        out: the file to write, ending in .safetensors.
+        run: the folder of a finished run; for ONNX also a checkpoint, or the name of a shipped network.
+        out: the file to write.
+        format: by default what the ending of the file says. ONNX takes uint8 RGB images (b, 3, h, w) and gives logits.
         data: what the network was trained on, and under which terms, for those who download it.
     """
-    if out.suffix != ".safetensors":
-        raise ValueError(f"a released network is a .safetensors file; got {out}")
+    kind = out.suffix.removeprefix(".") if format == "auto" else format
+    if kind not in ("safetensors", "onnx") or out.suffix != f".{kind}":
+        raise ValueError(f"a released network is a .safetensors file, or an .onnx file; got {out}")
+    if kind == "onnx":
+        _export_onnx(run, out, data)
+    else:
+        record = _record(Path(run))
+        from emalab.checkpoints import export_segmenter, load_segmenter, read_recipe
+
+        last = Path(run) / "last.pt"
+        export_segmenter(load_segmenter(last), out, read_recipe(last), _metadata(record, data))
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+
+
+def _export_onnx(run: str, out: Path, data: str) -> None:
+    record = _record(Path(run)) if Path(run).is_dir() else {}
+    checkpoint = Path(run) / "last.pt" if record else find_checkpoint(run)
+    from emalab.checkpoints import load_segmenter, read_recipe
+    from emalab.data import get_spec
+    from emalab.onnx_export import SIZES, export_onnx
+
+    recipe = read_recipe(checkpoint)
+    metadata = {**_metadata(record, data), "recipe": recipe.name, "classes": get_spec(recipe.data.name).classes}
+    difference = export_onnx(load_segmenter(checkpoint), out, metadata)
+    print(f"logits as the network's at {len(SIZES)} sizes, to {difference:.1g} of the largest")
+
+
+def _record(run: Path) -> dict[str, Any]:
     if not (run / "record.json").is_file():
         raise FileNotFoundError(f"{run} holds no finished run: record.json is missing; go on with it (--resume)")
     (record,) = load_records(run, "record.json")
-    from emalab.checkpoints import export_segmenter, load_segmenter, read_recipe
+    return record
 
-    told = ("scores", "seed", "commit", "device", "versions", "date", "seconds")
-    metadata = {**{key: record[key] for key in told}, "data": data}
-    export_segmenter(load_segmenter(run / "last.pt"), out, read_recipe(run / "last.pt"), metadata)
-    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+
+def _metadata(record: dict[str, Any], data: str) -> dict[str, Any]:
+    kept = ("scores", "seed", "commit", "device", "versions", "date", "seconds")
+    return {**{key: record[key] for key in kept if key in record}, "data": data}
