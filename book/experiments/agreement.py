@@ -74,6 +74,8 @@ class Arguments:
     """Folder with the unpacked releases; $EMALAB_DATA by default, and data/ here without one."""
     commit: str | None = None
     """Commit to record; by default that of the running source."""
+    tiny: bool = False
+    """One run of two iterations with one rank and one with two: tries the program, measures nothing."""
 
 
 def score(
@@ -100,6 +102,10 @@ def main(arguments: Arguments) -> None:
     """Train all, and write the record."""
     torch.set_num_threads(1)
     study = STUDIES[arguments.study]
+    if arguments.tiny:
+        arguments = replace(arguments, ranks=(1, 2), momenta=(0.9,), seeds=1)
+        optim = replace(study.base.optim, iterations=2, batch_size=4, warmup=1)
+        study = replace(study, base=replace(study.base, optim=optim))
     commit = arguments.commit or git_commit()
     root = arguments.data_root or default_data_root()
     options = RunOptions(

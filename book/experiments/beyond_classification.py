@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,11 +29,14 @@ from tqdm import tqdm
 from emalab import EMAU, em_attention
 from emalab.backbones import LITE2, Backbone, build_backbone
 from emalab.bases import initial_bases, make_maintenance
+from emalab.commands.environment import default_data_root
 from emalab.data import LabeledImages, get_spec, load_dataset
+from emalab.data.sbd import convert_sbd
 from emalab.em import m_step
 from emalab.files import write_atomically
 from emalab.modules import Normalize
 from emalab.results import environment, git_commit, write_record
+from lab import miniature
 from lab.ranking import average_precision
 
 SPEC = get_spec("voc-animals")
@@ -49,8 +52,8 @@ RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 class Arguments:
     """What to compare."""
 
-    data_root: Path
-    """Folder with VOCdevkit/VOC2012."""
+    data_root: Path | None = None
+    """Folder with VOCdevkit/VOC2012; $EMALAB_DATA by default, and data/ here without one."""
     out: Path = Path("book/results/beyond-classification.json")
     """The record."""
     cache: Path = Path(tempfile.gettempdir()) / "emalab-beyond"
@@ -59,6 +62,8 @@ class Arguments:
     """Of the heads' weights and of the order of the images."""
     epochs: int = 12
     """Of every run."""
+    tiny: bool = False
+    """A few made-up images, two rates, one seed and one epoch: tries the program, measures nothing."""
 
 
 class Images(NamedTuple):
@@ -251,6 +256,7 @@ def train_head(
     torch.manual_seed(seed)
     head = Head(pool(), data.tokens.shape[-1], data.labels.shape[-1]).train()
     optimizer = torch.optim.AdamW(head.parameters(), lr=rate, weight_decay=0.01)
+    batch = min(batch, len(data.tokens))
     steps = len(data.tokens) // batch
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
     for _ in range(epochs):
@@ -355,8 +361,27 @@ def compare(
     return rows
 
 
+def tiny(arguments: Arguments, folder: Path) -> Arguments:
+    """The smallest run of everything, on a miniature of VOC in that folder."""
+    miniature.write_voc(folder, train=8, val=8, more=8)
+    convert_sbd(folder)
+    return replace(
+        arguments, data_root=folder, cache=folder / "features", seeds=(0,), epochs=1
+    )
+
+
 def main(arguments: Arguments) -> None:
     """Make the record."""
+    if arguments.tiny:
+        with tempfile.TemporaryDirectory() as folder:
+            measure(tiny(arguments, Path(folder)), RATES[-2:])
+    else:
+        root = arguments.data_root or default_data_root()
+        measure(replace(arguments, data_root=root), RATES)
+
+
+def measure(arguments: Arguments, rates: Sequence[float]) -> None:
+    """Extract the features, compare the heads, and write the record."""
     sets = []
     for split in ("trainaug", "val"):
         data = load_dataset(SPEC.name, split, arguments.data_root)
@@ -383,7 +408,12 @@ def main(arguments: Arguments) -> None:
         "epochs": arguments.epochs,
         "bases": BASES,
         "heads": compare(
-            train, val, heads(CHANNELS, BASES), arguments.seeds, arguments.epochs
+            train,
+            val,
+            heads(CHANNELS, BASES),
+            arguments.seeds,
+            arguments.epochs,
+            rates,
         ),
         "commit": git_commit(),
         **environment(torch.device("cpu")),

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -51,6 +51,8 @@ class Arguments:
     """Random subsets of each size."""
     repeats: int = 5
     """Of each timing; the median counts."""
+    tiny: bool = False
+    """One photograph, one subset of each size, one timing of 32² positions: tries the program, measures nothing."""
 
 
 def seconds(work: Callable[[], object], repeats: int) -> float:
@@ -64,10 +66,12 @@ def seconds(work: Callable[[], object], repeats: int) -> float:
     return statistics.median(times)
 
 
-def timings(stored: Tensor, count: int, repeats: int) -> list[dict[str, float]]:
+def timings(
+    stored: Tensor, count: int, repeats: int, sides: Sequence[int] = SIDES
+) -> list[dict[str, float]]:
     """EM on all positions of random features and on ``count`` of them, for larger and larger maps."""
     rows = []
-    for side in SIDES:
+    for side in sides:
         x = torch.randn(side * side, stored.shape[1])
         positions = torch.randperm(len(x))[:count]
         everything = partial(em_attention, x[None], stored)
@@ -86,12 +90,16 @@ def timings(stored: Tensor, count: int, repeats: int) -> list[dict[str, float]]:
 def main(arguments: Arguments) -> None:
     """Make the record."""
     torch.set_num_threads(1)
+    shown, sides = PHOTOGRAPHS, list(SIDES)
+    if arguments.tiny:
+        shown, sides = {"rocket": photographs.rocket}, [32]
+        arguments = replace(arguments, draws=1, repeats=1)
     model = Segmenter.from_pretrained().with_output_stride(OUTPUT_STRIDE)
     assert isinstance(model.context, EMAU)
     stored = model.context.bases
     generator = torch.Generator().manual_seed(0)
     rows = []
-    for name, photograph in tqdm(PHOTOGRAPHS.items()):
+    for name, photograph in tqdm(shown.items()):
         x, size, classify = look(model, photograph())
         row = {
             "photograph": name,
@@ -108,7 +116,7 @@ def main(arguments: Arguments) -> None:
         "checkpoint": DEFAULT_WEIGHTS,
         "output_stride": OUTPUT_STRIDE,
         "photographs": rows,
-        "timings": timings(stored, COUNTS[-1], arguments.repeats),
+        "timings": timings(stored, COUNTS[-1], arguments.repeats, sides),
         "commit": git_commit(),
         **environment(torch.device("cpu")),
     }

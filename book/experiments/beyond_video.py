@@ -8,9 +8,10 @@ writes ``book/results/beyond-video.json``, which the chapter "Beyond segmentatio
 from __future__ import annotations
 
 import re
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -24,11 +25,13 @@ from tqdm import tqdm
 from emalab import EMAU, Segmenter, em_attention
 from emalab.backbones import LITE2, build_backbone
 from emalab.bases import MovingAverage, initial_bases
+from emalab.commands.environment import default_data_root
 from emalab.data import LabeledImages, load_dataset
 from emalab.inspection import distinct_bases
 from emalab.modules import Normalize
 from emalab.results import environment, git_commit, write_record
 from emalab.segmenter import DEFAULT_WEIGHTS
+from lab import miniature
 from lab.frames import LONG, carried, climb, objective
 
 FRAMES_PER_SECOND = 30  # of the camera; numbers in CamVid's file names count its frames
@@ -44,12 +47,14 @@ STEPS_APART = {
 class Arguments:
     """What to measure."""
 
-    data_root: Path
-    """Folder with camvid/."""
+    data_root: Path | None = None
+    """Folder with camvid/; $EMALAB_DATA by default, and data/ here without one."""
     out: Path = Path("book/results/beyond-video.json")
     """The record."""
     seed: int = 0
     """Of random bases and of the shuffled order."""
+    tiny: bool = False
+    """Two made-up drives of 20 small frames: tries the program, measures nothing."""
 
 
 @dataclass(frozen=True)
@@ -194,9 +199,20 @@ def imagenet(
     return lambda image: (raw(image) - mean) / deviation, bases
 
 
-@torch.inference_mode()
 def main(arguments: Arguments) -> None:
     """Make the record."""
+    if arguments.tiny:
+        with tempfile.TemporaryDirectory() as folder:
+            miniature.write_camvid(Path(folder))
+            measure_all(replace(arguments, data_root=Path(folder)))
+    else:
+        root = arguments.data_root or default_data_root()
+        measure_all(replace(arguments, data_root=root))
+
+
+@torch.inference_mode()
+def measure_all(arguments: Arguments) -> None:
+    """Measure both networks on the drives of val and test, and write the record."""
     torch.manual_seed(arguments.seed)
     splits = {
         split: load_dataset("camvid", split, arguments.data_root)

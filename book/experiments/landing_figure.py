@@ -5,11 +5,13 @@
 Everything in it comes from the shipped network and a photograph of scikit-image that may be redistributed.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+import tyro
 from einops import rearrange
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
@@ -23,12 +25,22 @@ from emalab.data import get_spec, open_image
 from emalab.inspection import distinct_bases, look_inside, merge
 from emalab.viz import overlay
 
-OUT = Path(__file__).parents[1] / "site" / "images" / "landing.jpg"
-SIDE = 480  # pixels, as `emalab predict` sees it
 SHOWN = 4  # kinds of bases
 GLOW = LinearSegmentedColormap.from_list(
     "glow", [(0.08, 0.09, 0.2, 0.85), (1, 0.75, 0.2, 0.15)]
 )
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to draw."""
+
+    out: Path = Path("book/site/images/landing.jpg")
+    """The figure."""
+    side: int = 480
+    """Pixels of the photograph, as `emalab predict` sees it."""
+    tiny: bool = False
+    """A photograph of 96 pixels: tries the program."""
 
 
 def show(axes: Axes, picture: ArrayLike | Image.Image, title: str) -> None:
@@ -37,8 +49,10 @@ def show(axes: Axes, picture: ArrayLike | Image.Image, title: str) -> None:
     axes.axis("off")
 
 
-def main() -> None:
-    photo = Image.fromarray(data.astronaut()).resize((SIDE, SIDE))
+def main(arguments: Arguments) -> None:
+    """Draw the figure."""
+    side = 96 if arguments.tiny else arguments.side
+    photo = Image.fromarray(data.astronaut()).resize((side, side))
     model = emalab.Segmenter.from_pretrained()
     spec = get_spec("voc-animals")
     inside = look_inside(model, open_image(photo).as_subclass(Tensor)[None])
@@ -60,10 +74,10 @@ def main() -> None:
             0.5 + 0.5 * (features - features.mean(0)) @ axes / (scale * limits)
         ).clamp(0, 1)
         picture = rearrange(255 * rgb, "(h w) c -> h w c", h=height).byte().numpy()
-        return Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.NEAREST)
+        return Image.fromarray(picture).resize((side, side), Image.Resampling.NEAREST)
 
-    labels = emalab.predict(model, photo, max_side=SIDE)
-    tinted = np.asarray(overlay(photo, labels, spec))[:SIDE]
+    labels = emalab.predict(model, photo, max_side=side)
+    tinted = np.asarray(overlay(photo, labels, spec))[:side]
     figure, panels = plt.subplots(2, 4, figsize=(10, 5.5), layout="constrained")
     ratio = float(x.norm(dim=1).mean() / rebuilt.norm(dim=1).mean())
     show(panels[0, 0], photo, "a photograph")
@@ -82,12 +96,13 @@ def main() -> None:
         alike = f"{count} bases, all alike" if count > 1 else "a single base"
         show(panel, photo, f"who resembles {alike}")
         large = Image.fromarray(share.astype(np.float32)).resize(
-            (SIDE, SIDE), Image.Resampling.BILINEAR
+            (side, side), Image.Resampling.BILINEAR
         )
         panel.imshow(np.asarray(large) / share.max(), cmap=GLOW, vmin=0, vmax=1)
-    figure.savefig(OUT, dpi=110, pil_kwargs={"quality": 86})
-    print(f"{OUT}: {OUT.stat().st_size / 1024:.0f} KiB")
+    out = arguments.out
+    figure.savefig(out, dpi=110, pil_kwargs={"quality": 86})
+    print(f"{out}: {out.stat().st_size / 1024:.0f} KiB")
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Arguments, description=__doc__))

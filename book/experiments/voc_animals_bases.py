@@ -7,7 +7,8 @@ writes ``book/results/voc-animals-bases.json``, which the chapter "What the base
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from emalab import EMAU, Segmenter, em_attention
 from emalab.bases import initial_bases
+from emalab.commands.environment import default_data_root
 from emalab.data import Sample, load_dataset
 from emalab.inspection import (
     contingency,
@@ -36,6 +38,7 @@ from emalab.inspection import (
 )
 from emalab.results import environment, git_commit, write_record
 from emalab.segmenter import DEFAULT_WEIGHTS
+from lab import miniature
 
 THRESHOLD = 0.95
 NUMBERS = (4, 8, 16, 32, 64, 128, 256)
@@ -46,12 +49,14 @@ SCALES = (0.5, 1.0, 2.0, 4.0)
 class Arguments:
     """What to look at."""
 
-    data_root: Path
-    """Folder with VOCdevkit/VOC2012."""
+    data_root: Path | None = None
+    """Folder with VOCdevkit/VOC2012; $EMALAB_DATA by default, and data/ here without one."""
     out: Path = Path("book/results/voc-animals-bases.json")
     """The record."""
     seed: int = 0
     """Of the shifts."""
+    tiny: bool = False
+    """Six made-up images: tries the program, measures nothing."""
 
 
 @dataclass
@@ -86,7 +91,7 @@ def look(
         "perplexity_of_groups": perplexity(merge(z, groups).mean(dim=0)).item(),
         "distinct_bases": int(distinct_bases(bases, THRESHOLD).max()) + 1,
         "error_up_to_scale": error.item(),
-        "best_rank_64": best[len(bases)].item(),
+        "best_rank_64": best[min(len(bases), len(best) - 1)].item(),
         "rank_as_good": int((best > error).sum()),
         "effective_rank": effective_rank(rebuilt).item(),
     }
@@ -190,6 +195,17 @@ def sweep(images: list[Tensor], num_iters: int = 10) -> list[dict[str, float]]:
 
 def main(arguments: Arguments) -> None:
     """Make the record."""
+    if arguments.tiny:
+        with tempfile.TemporaryDirectory() as folder:
+            miniature.write_voc(Path(folder), train=1, val=6, more=0)
+            measure(replace(arguments, data_root=Path(folder)))
+    else:
+        root = arguments.data_root or default_data_root()
+        measure(replace(arguments, data_root=root))
+
+
+def measure(arguments: Arguments) -> None:
+    """Look at every image, and write the record."""
     model = Segmenter.from_pretrained()
     assert isinstance(model.context, EMAU)
     groups = distinct_bases(model.context.bases, THRESHOLD)

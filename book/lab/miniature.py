@@ -93,6 +93,8 @@ _VOC = Vocabulary(
     shapes=(15, 9, 8, 12, 7, 5, 3, 6, 13, 4, 20, 18),
 )
 
+_CAMVID = Vocabulary(above=(0, 5, 1), below=(3, 4), shapes=(8, 2, 9, 6, 10, 7))
+
 
 def _context(*names: str) -> tuple[int, ...]:
     return tuple(CATEGORIES[name] for name in names)
@@ -166,6 +168,28 @@ def write_voc(root: Path, train: int = 24, val: int = 16, more: int = 60) -> Non
     twice = [name for name in of_train + of_val if int(name[-1]) % 2 == 0]
     _save_list(sbd / "train.txt", sorted(of_sbd[::2] + twice[::2]))
     _save_list(sbd / "val.txt", sorted(of_sbd[1::2] + twice[1::2]))
+
+
+def write_camvid(root: Path, train: int = 4, frames: int = 20) -> None:
+    """CamVid's 11 classes in `camvid/{images,labels,lists}`: training images, and a drive each for val and test.
+
+    Args:
+        root: the data root.
+        train: training images.
+        frames: of each drive, one a second, named by the camera's frame.
+    """
+    folder = root / "camvid"
+    clips = {
+        "train": ("0006R0", train),
+        "val": ("0016E5", frames),
+        "test": ("Seq05VD", frames),
+    }
+    for split, (drive, count) in clips.items():
+        names = [f"{drive}_{30 * i:05}" for i in range(count)]
+        _save_list(folder / f"lists/{split}.txt", names)
+        for name, image, labels in _scenes(names, _CAMVID, seed=count):
+            _save_photo(folder / f"images/{name}.jpg", image)
+            _save_labels(folder / f"labels/{name}.png", labels.astype(np.uint8))
 
 
 def write_context(
