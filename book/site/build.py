@@ -129,4 +129,9 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(
+            "\nInterrupted. The next build goes on from the chapters that were finished."
+        )
