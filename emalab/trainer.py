@@ -10,6 +10,9 @@ import atexit
 import gc
 import json
 import math
+import os
+import shutil
+import sys
 import time
 import weakref
 from contextlib import AbstractContextManager, ExitStack, nullcontext
@@ -311,6 +314,8 @@ class Trainer:
                 raise ValueError(f"a split of {data.spec.name} has no images; {recipe.name} needs some")
             if not _has_labels(data):
                 raise ValueError(f"every pixel of a split of {data.spec.name} is ignored; there is nothing to learn")
+        if recipe.execution == "compile":
+            _require_compiler()
         if recipe.optim.batch_size % ranks:
             raise ValueError(
                 f"optim.batch_size {recipe.optim.batch_size} cannot be shared equally by {ranks} processes"
@@ -467,6 +472,16 @@ class Trainer:
             desc=self.recipe.name,
             unit="it",
             disable=not (self.options.progress and self.fabric.is_global_zero),
+        )
+
+
+def _require_compiler() -> None:
+    """torch.compile would say it in a traceback of many lines, after the data are loaded."""
+    compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    if shutil.which(compiler) is None:
+        raise ValueError(
+            f"execution 'compile' needs a C++ compiler, and there is no {compiler} on PATH; "
+            "install one, name another in the variable CXX, or train with --execution eager"
         )
 
 

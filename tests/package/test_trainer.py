@@ -340,6 +340,12 @@ class TestErrors:
             short_train(replace(recipe, model=replace(recipe.model, num_classes=3)), tmp_path)
         assert not any(tmp_path.iterdir())
 
+    def test_compilation_without_a_compiler(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CXX", "no-such-compiler")
+        with pytest.raises(ValueError, match=r"there is no no-such-compiler on PATH; .*--execution eager"):
+            short_train(tiny_recipe(execution="compile"), tmp_path)
+        assert not any(tmp_path.iterdir())
+
     def test_evaluation_data_that_do_not_fit_are_noticed_before_training(self, tmp_path: Path) -> None:
         other = scenes()
         other.spec = replace(other.spec, classes=("a", "b"), palette=((0, 0, 0),) * 2)

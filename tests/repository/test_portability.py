@@ -37,7 +37,8 @@ NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
 
 UNIX_ONLY = {"crypt", "curses", "fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
 SIGNALS = {"SIGINT", "SIGTERM", "Signals"}  # of those that Windows has, the ones in use
-OPENS_BYTES = {"Image", "os", "tarfile", "zipfile"}  # modules whose `open` has nothing to do with text
+# Modules whose `open` has nothing to do with text, and what we call a member of an archive.
+OPENS_BYTES = {"Image", "av", "member", "os", "tarfile", "zipfile"}
 
 
 def code_of(path: Path) -> list[str]:
