@@ -38,7 +38,7 @@ lint: $(INSTALLED) ## Check style, formatting, types, spelling, and that noteboo
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
-	@$(RUN) -m codespell_lib README.md book emalab tests
+	@$(RUN) -m codespell_lib README.md CONTRIBUTING.md CHANGELOG.md SECURITY.md book emalab tests
 	@$(if $(NOTEBOOKS),$(RUN) -m nbstripout --verify --keep-id $(NOTEBOOKS))
 
 format: $(INSTALLED) ## Fix what ruff can fix, and strip the notebooks
