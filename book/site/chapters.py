@@ -39,7 +39,12 @@ SOURCES = (
     "tests/reference/*",
 )
 # Variables that change what a chapter computes, beside those that begin with EMALAB_.
-VARIABLES = ("OMP_NUM_THREADS", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
+VARIABLES = (
+    "OMP_NUM_THREADS",
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "MKL_ENABLE_INSTRUCTIONS",
+)
 
 # Every kernel warns about this once; nothing here leaves the machine.
 UNENCRYPTED = "Kernel is running over TCP without encryption"

@@ -54,7 +54,10 @@ def test_success_is_not_kept_when_the_surroundings_change(tmp_path: Path, monkey
     assert chapters.kept(path) is None
 
 
-@pytest.mark.parametrize(("variable", "value"), [("EMALAB_SEED_SHIFT", "7"), ("ATEN_CPU_CAPABILITY", "avx2")])
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("EMALAB_SEED_SHIFT", "7"), ("ATEN_CPU_CAPABILITY", "avx2"), ("MKL_ENABLE_INSTRUCTIONS", "AVX2")],
+)
 def test_surroundings_include_variables(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.delenv(variable, raising=False)
