@@ -37,8 +37,10 @@ from emalab.checkpoints import (
     save_training_state,
 )
 from emalab.data import LabeledImages, load_dataset
+from emalab.data.dataset import data_identity
 from emalab.data.loader import num_cores, training_loader
 from emalab.data.memory import InMemory
+from emalab.data.names import is_folder_name
 from emalab.data.transforms import TrainTransform
 from emalab.evaluation import evaluate
 from emalab.metrics import SegmentationScores
@@ -296,6 +298,7 @@ class Trainer:
                 "iteration": self.iteration,
                 "best": self.best,
                 "seconds": self.seconds,
+                "data": data_identity(self.train_data),
             }
             save_training_state(path, self.recipe, state)
         self.fabric.barrier()
@@ -373,6 +376,13 @@ class Trainer:
     def _resume(self) -> None:
         recipe, state = load_training_state(self.last)
         ours, theirs = recipe_to_dict(self.recipe), recipe_to_dict(recipe)
+        if is_folder_name(self.recipe.data.name) and "data" in state:
+            if state["data"] != data_identity(self.train_data):
+                raise CheckpointError(
+                    f"{self.last} was trained on other images or classes than {self.recipe.data.name} has now; "
+                    "restore them, or choose another folder for the run"
+                )
+            theirs["data"]["name"] = ours["data"]["name"]  # a folder may be moved or renamed
         # How to score may still change, and what is said of a recipe decides nothing.
         fixed = ours.keys() - {"evaluation", "summary", "notes", "published"}
         if changed := ", ".join(key for key in ours if key in fixed and ours[key] != theirs[key]):

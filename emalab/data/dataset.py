@@ -1,5 +1,7 @@
 """Images with a label for each pixel, read from files."""
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -76,6 +78,21 @@ class LabeledImages(Dataset[Sample], ABC):
         """Labels of sample `index`, uint8 (h, w); its image is not read where it lies in a file of its own."""
         return self[index].mask
 
+    def sample_names(self) -> Sequence[str] | None:
+        """The names of the samples, in order, where they are known without reading any; else None."""
+        return None
+
+
+def data_identity(dataset: LabeledImages) -> str:
+    """What a data set is, whatever folder it lies in: a hash of its classes and of the names of its samples, in order.
+
+    Samples without a name of their own, such as generated ones, count by the name of the data set and their number.
+    """
+    spec, names = dataset.spec, dataset.sample_names()
+    which: object = [spec.name, len(dataset)] if names is None else list(names)
+    text = json.dumps([spec.classes, spec.ignore_index, which])
+    return hashlib.sha256(text.encode()).hexdigest()
+
 
 class SegmentationDataset(LabeledImages):
     """Image files and label files in pairs.
@@ -125,6 +142,10 @@ class SegmentationDataset(LabeledImages):
     def mask(self, index: int) -> tv_tensors.Mask:
         """The labels of sample `index` as uint8 (h, w), translated to class indices."""
         return self.labels(index, self.read_mask(index))
+
+    def sample_names(self) -> Sequence[str]:
+        """The names of the samples, in order."""
+        return self.names
 
     def decode_image(self, index: int) -> DecodedImage:
         """The image of sample `index`, uint8 (h, w, 3), with the EXIF orientation of its file."""

@@ -1,5 +1,6 @@
 """A split held decoded in memory, for those who train on it again and again."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from torchvision import tv_tensors
@@ -27,6 +28,10 @@ class InMemory(LabeledImages):
     def __getitem__(self, index: int) -> Sample:
         image, mask, name = self._held(range(len(self))[index])
         return Sample(tv_tensors.Image(image.clone()), tv_tensors.Mask(mask.clone()), name)
+
+    def sample_names(self) -> Sequence[str] | None:
+        """The names of the samples, in order."""
+        return self._dataset.sample_names()
 
     def fill(self, threads: int = 1) -> None:
         """Decode every sample that is not held yet; errors as on access to ``dataset``."""

@@ -40,6 +40,11 @@ class Subset(LabeledImages):
         """Image and name of a sample, without its labels."""
         return self.dataset.image(self._indices[index])
 
+    def sample_names(self) -> Sequence[str] | None:
+        """The names of the samples, in order."""
+        names = self.dataset.sample_names()
+        return None if names is None else [names[i] for i in self._indices]
+
     def mask(self, index: int) -> tv_tensors.Mask:
         """Labels of a sample, without its image."""
         return self.dataset.mask(self._indices[index])

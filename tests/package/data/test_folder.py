@@ -1,5 +1,6 @@
 """A folder of one's own: what `classes.yaml` may say, both kinds of masks, and what can be wrong."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,15 +8,20 @@ import pytest
 from PIL import ExifTags, Image
 from tiny_data import SIZE, random_labels, save_image, save_mask
 
+from emalab import get_recipe, train
+from emalab.checkpoints import CheckpointError
 from emalab.cli import main
 from emalab.data import DataError, get_spec, load_dataset, load_images, open_image
 from emalab.data.check import check_dataset
+from emalab.data.dataset import data_identity
 from emalab.data.errors import MissingFileError, OrientationError, SizeMismatchError, UnknownLabelError
 from emalab.data.folder import FolderLabels, load_folder, read_labels
 from emalab.data.images import turned
+from emalab.data.memory import InMemory
 from emalab.data.names import is_folder_name
 from emalab.data.prepare import prepare_dataset
 from emalab.data.voc import voc_palette
+from emalab.options import RunOptions
 
 COLORS = ((52, 58, 72), (165, 65, 55), (20, 110, 105))
 VALUES = (0, 128, 255)
@@ -368,8 +374,33 @@ def test_from_check_to_prediction(root: Path, monkeypatch: pytest.MonkeyPatch, c
     photo = "roofs/images/test/d.jpg"
     run("predict", photo, "--checkpoint", "run/last.pt", "--out", "out", "--device", "cpu")
     assert (root.parent / "out/d.mask.png").is_file()
-    assert fails("predict", photo, "--checkpoint", "run/last.pt", "--data", "voc").endswith("classes apart, voc 21\n")
+    assert "voc has 21" in fails("predict", photo, "--checkpoint", "run/last.pt", "--data", "voc")
     root.rename(root.parent / "moved")
     assert "roofs is not a folder" in fails("predict", "moved/images/test/d.jpg", "--checkpoint", "run/last.pt")
     run("predict", "moved/images/test/d.jpg", "--checkpoint", "run/last.pt", "--data", "moved/", "--device", "cpu")
     assert (root.parent / "d.mask.png").is_file()
+
+
+def test_a_folder_that_was_moved_is_the_same_data(root: Path):
+    """A run goes on after its folder was renamed, and not with other images under the old name."""
+    before = data_identity(load_dataset(f"{root}/", "train"))
+    assert data_identity(InMemory(load_dataset(f"{root}/", "train"))) == before
+    assert data_identity(load_dataset(f"{root}/", "train/kept")) != before
+    moved = root.rename(root.with_name("moved"))
+    assert data_identity(load_dataset(f"{moved}/", "train")) == before
+    recipe = get_recipe("shapes-tiny")
+    recipe = replace(
+        recipe,
+        data=replace(recipe.data, name=f"{moved}/", crop_size=(16, 16)),
+        model=replace(recipe.model, num_classes=3),
+        optim=replace(recipe.optim, iterations=1, batch_size=2),
+    )
+    options = RunOptions(accelerator="cpu", progress=False, resume=True)
+    train(recipe, root.parent / "run", options)
+    again = moved.rename(root.with_name("again"))
+    there = replace(recipe, data=replace(recipe.data, name=f"{again}/"))
+    train(there, root.parent / "run", options)
+    (again / "images/train/b.png").rename(again / "images/train/z.png")
+    (again / "masks/train/b.png").rename(again / "masks/train/z.png")
+    with pytest.raises(CheckpointError, match=r"was trained on other images or classes than .*again/ has now"):
+        train(there, root.parent / "run", options)
