@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import socket
+import urllib.parse
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +16,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from emalab.fastops import replace_dilated_depthwise
+from emalab.state_dicts import find_state_dict, without_prefix
 
 __all__ = ["TINY", "Backbone", "TimmBackbone", "TinyBackbone", "build_backbone"]
 
 TINY = "tiny"
 LITE2 = "tf_efficientnet_lite2"
 OUTPUT_STRIDES = (8, 16, 32)
+_PATIENCE = 5  # seconds for a connection to the hub
 
 
 class Backbone(nn.Module):
@@ -183,6 +188,7 @@ def _load_weights(network: nn.Module, name: str, weights: str) -> None:
     """Fill ``network`` from a full timm state dict, whose classifier it does not have."""
     state = _imagenet_state(name) if weights == "imagenet" else _read_state(Path(weights))
     wanted = network.state_dict()
+    state, _ = without_prefix(state, wanted)
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
     if missing:
         raise ValueError(
@@ -218,6 +224,7 @@ def _imagenet_state(name: str) -> dict[str, Tensor]:
             keys = timm.create_model(name).state_dict()  # same tensors in the same order under other names
             return dict(zip(keys, values, strict=True))
     try:
+        _require_hub(name)
         return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:  # timm and the hub's client have many ways to fail, with and without a network
         config: Any = timm.get_pretrained_cfg(name, allow_unregistered=False)
@@ -226,6 +233,23 @@ def _imagenet_state(name: str) -> dict[str, Tensor]:
             f"ImageNet weights of {name} cannot be had from timm's hub here ({type(error).__name__}). Where there is a "
             f"network, download model.safetensors of {source}; then name the file: --model.backbone-weights PATH"
         ) from error
+
+
+def _require_hub(name: str) -> None:
+    """Raise `OSError` at once where weights are neither in the hub's cache nor in reach; its client takes a minute."""
+    import timm
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    config: Any = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    source = getattr(config, "hf_hub_id", None)
+    if source is None or urllib.request.getproxies().get("https"):
+        return
+    files = ("model.safetensors", "pytorch_model.bin")
+    if any(isinstance(try_to_load_from_cache(source, file), str) for file in files):
+        return
+    address = urllib.parse.urlsplit(constants.ENDPOINT)
+    port = address.port or (80 if address.scheme == "http" else 443)
+    socket.create_connection((address.hostname or "", port), timeout=_PATIENCE).close()
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
@@ -238,7 +262,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _load_tensors(path: Path) -> dict[str, Tensor]:
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise TypeError("it holds something else")
-    return state
+    try:
+        return find_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except ValueError as error:
+        raise TypeError(str(error)) from error

@@ -72,7 +72,10 @@ def load_training_state(path: Path) -> tuple[Recipe, dict[str, Any]]:
     """
     content = read_tensors(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path} was not written by emalab; expected the format {FORMAT!r}")
+        raise CheckpointError(
+            f"{path} was not written by emalab; is it a network of yours? "
+            f"emalab convert state-dict {path} OUT.safetensors --recipe NAME"
+        )
     return _read_recipe(path, content.pop("recipe", "")), content
 
 

@@ -16,6 +16,7 @@ from typing import NoReturn
 import tyro
 
 from emalab import __version__
+from emalab.commands.messages import one_line
 
 __all__ = ["COMMANDS", "main"]
 
@@ -29,6 +30,8 @@ COMMANDS = {
     "export": "release a finished run as one small file, or as ONNX",
     "convert official": "release a checkpoint of the authors' code",
     "convert mmseg": "release an EMANet of mmsegmentation",
+    "convert state-dict": "release a network that you saved yourself",
+    "inspect": "show where a pixel looks, or what each base stands for, as pictures",
     "cost": "count multiply-adds, parameters and activations of a recipe's network",
     "bench": "time EM attention and non-local attention here, beside what the hardware allows",
     "data prepare": "get a benchmark from its official release",
@@ -59,13 +62,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from None
     except (ValueError, KeyError, OSError, FloatingPointError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
-        print(f"emalab: error: {message}", file=sys.stderr)
+        print(f"emalab: error: {one_line(message)}", file=sys.stderr)
         raise SystemExit(1) from None
 
 
 def _run(command: str, arguments: Sequence[str]) -> None:
     module, _, function = command.partition(" ")
-    run = getattr(import_module(f"emalab.commands.{module}"), function or "run")
+    run = getattr(import_module(f"emalab.commands.{module}"), function.replace("-", "_") or "run")
     if command == "train":  # which flags there are depends on the recipe
         run(arguments)
     else:

@@ -21,6 +21,7 @@ from emalab.segmenter import Segmenter
 __all__ = [
     "BasesHistory",
     "Inside",
+    "attention_of_position",
     "contingency",
     "cosines",
     "distinct_bases",
@@ -229,6 +230,23 @@ def look_inside(model: Segmenter, images: Tensor) -> Inside:
     (features,) = seen
     x = rearrange(unit.conv_in(features), "b c h w -> b (h w) c")
     return Inside(x, unit.attend(features), logits, (features.shape[-2], features.shape[-1]))
+
+
+def attention_of_position(responsibilities: Tensor, position: int) -> Tensor:
+    """How much each position contributes to what one position receives: (n, k) → (n,), summing to 1.
+
+    The reconstruction of position p mixes the bases with its responsibilities, and each base is a mean of all features
+    with the responsibilities of that base: weight_n = Σ_k z_pk z_nk / Σ_m z_mk. (The unit normalizes the bases in
+    between, which changes the length of what is mixed and not where it comes from.)
+
+    Raises:
+        ValueError: a position outside of 0 … n − 1.
+    """
+    if not 0 <= position < len(responsibilities):
+        raise ValueError(f"there is no position {position}; positions are 0 to {len(responsibilities) - 1}")
+    shares = responsibilities / responsibilities.sum(dim=0).clamp(min=torch.finfo(responsibilities.dtype).tiny)
+    weights = shares @ responsibilities[position]
+    return weights / weights.sum()
 
 
 class BasesHistory:

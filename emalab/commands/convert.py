@@ -1,17 +1,21 @@
-"""`emalab convert official IN OUT` and `emalab convert mmseg IN OUT`."""
+"""`emalab convert official IN OUT`, `emalab convert mmseg IN OUT` and `emalab convert state-dict IN OUT`."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
+from emalab.data.names import check_name
+from emalab.recipes import get_recipe
+
 if TYPE_CHECKING:
     from emalab.recipes import Recipe
     from emalab.segmenter import Segmenter
 
-__all__ = ["mmseg", "official"]
+__all__ = ["mmseg", "official", "state_dict"]
 
 
 def official(
@@ -58,6 +62,35 @@ def mmseg(
 
     model = load_mmseg(read_mmseg(checkpoint), output_stride, align_corners)
     _release(model, mmseg_recipe(model, data), checkpoint, out, "mmsegmentation")
+
+
+def state_dict(checkpoint: Positional[Path], out: Positional[Path], recipe: str, data: str | None = None) -> None:
+    """Turn a network that you saved yourself into a .safetensors release that every command takes.
+
+    The file is a state dict of a Segmenter: bare, inside {"state_dict": ...}, or of a Lightning checkpoint; with or
+    without module., _orig_mod. or other names in front of all tensors.
+
+    Args:
+        checkpoint: the file, of torch.save or safetensors.
+        out: the file to write, ending in .safetensors.
+        recipe: whose network it is; `emalab recipes` lists all.
+        data: data set whose classes the network predicts; by default the recipe's.
+    """
+    chosen = get_recipe(recipe)
+    if data:
+        check_name(data)
+    _require_files(checkpoint, out)
+    from emalab.convert import load_state_dict, read_own
+    from emalab.data import get_spec
+
+    spec = get_spec(data or chosen.data.name)
+    network = replace(chosen.model, num_classes=spec.num_classes)
+    try:
+        model = load_state_dict(read_own(checkpoint), network)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint} with the network of {recipe}: {error}") from error
+    chosen = replace(chosen, model=network, data=replace(chosen.data, name=data or chosen.data.name), published=())
+    _release(model, chosen, checkpoint, out, "somebody's own")
 
 
 def _require_files(checkpoint: Path, out: Path) -> None:

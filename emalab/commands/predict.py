@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import Positional
 
 from emalab.commands.environment import Device, own_device
+from emalab.commands.messages import one_line
 from emalab.commands.photographs import VIDEOS, Photograph, find_photographs
 from emalab.data.names import check_name
 from emalab.shipped import DEFAULT_WEIGHTS, MAX_SIDES, find_checkpoint
@@ -67,7 +68,7 @@ def run(
         raise ValueError("emalab predict needs at least one photograph")
     found = find_photographs(photos)
     for problem in found.problems:
-        print(f"emalab: error: {problem}", file=sys.stderr)
+        print(f"emalab: error: {one_line(problem)}", file=sys.stderr)
     if found.results:
         print(f"{found.results} results of earlier runs left out")
     if not found.photographs:
@@ -125,7 +126,7 @@ class _Labeler:
             frames = open_video(photograph.path) if video else open_animation(photograph.path)
             written = self._frames(photograph, frames, video) if frames else self._still(photograph)
         except (OSError, ValueError) as error:
-            print(f"emalab: error: {error}", file=sys.stderr)
+            print(f"emalab: error: {one_line(error)}", file=sys.stderr)
             return False
         print(f"{photograph.path} → {written}")
         return True

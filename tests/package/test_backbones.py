@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -113,7 +114,7 @@ class TestTimmBackbone:
         def unreachable(*_: object, **__: object) -> None:
             raise ConnectionError("no route to the hub")
 
-        monkeypatch.setattr("timm.models._builder.load_pretrained", unreachable)
+        monkeypatch.setattr("emalab.backbones._require_hub", unreachable)
         with pytest.raises(FileNotFoundError) as refused:
             build_backbone("resnet101s", 8, weights="imagenet")
         assert "ImageNet weights of resnet101s cannot be had from timm's hub here (ConnectionError)" in str(
@@ -186,3 +187,31 @@ class TestTinyBackbone:
     def test_takes_no_options(self, options: dict[str, object]) -> None:
         with pytest.raises(ValueError, match="the tiny backbone has output stride 4, no multi-grid and no weights"):
             build_backbone("tiny", **{"output_stride": 4, **options})
+
+
+class TestWeightsAsPeopleSaveThem:
+    @pytest.mark.parametrize("wrap", [dict, lambda state: {"state_dict": state, "epoch": 1}], ids=["bare", "wrapped"])
+    @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.backbone."])
+    def test_prefix_and_wrapper_are_taken_off(self, prefix: str, wrap: Any, tmp_path: Path) -> None:
+        state = timm.create_model("resnet18").state_dict()
+        torch.save(wrap({prefix + key: value for key, value in state.items()}), tmp_path / "weights.pth")
+        network = build_backbone("resnet18", 16, weights=str(tmp_path / "weights.pth")).network
+        assert torch.equal(network.state_dict()["conv1.weight"], state["conv1.weight"])
+
+    def test_out_of_reach_is_said_at_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The hub's client is not asked: it would try again for a minute."""
+
+        def refused(*_: object, **__: object) -> None:
+            raise ConnectionRefusedError
+
+        def asked(*_: object, **options: object) -> None:
+            assert not options.get("pretrained")
+            return create(*_, **options)
+
+        create = timm.create_model
+        monkeypatch.setattr("socket.create_connection", refused)
+        monkeypatch.setattr("urllib.request.getproxies", dict)
+        monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_: None)
+        monkeypatch.setattr(timm, "create_model", asked)
+        with pytest.raises(FileNotFoundError, match=r"ImageNet weights of resnet18d cannot be had .* name the file"):
+            build_backbone("resnet18d", 16, weights="imagenet")

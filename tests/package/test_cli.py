@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tiny import short_train, tiny_recipe, tiny_segmenter
 from tiny_data import make_camvid, random_labels, save_image, save_mask
@@ -62,7 +63,7 @@ def camvid(tmp_path: Path) -> Path:
 
 
 COMMANDS = (
-    *("study", "evaluate", "submit", "export", "convert official", "convert mmseg"),
+    *("study", "evaluate", "submit", "export", "convert official", "convert mmseg", "convert state-dict", "inspect"),
     *("cost", "bench", "predict", "data prepare", "data check", "recipes"),
 )
 
@@ -404,6 +405,74 @@ class TestPredict:
     def test_no_photograph(self, release: Path, capsys: Capture) -> None:
         fails("predict", "--checkpoint", release)
         assert "needs at least one photograph" in message(capsys)
+
+
+class TestInspect:
+    def test_bases_and_attention(self, release: Path, tmp_path: Path, capsys: Capture) -> None:
+        photo = save_image(tmp_path / "scene.png", (40, 50))
+        flags = ["--checkpoint", str(release), "--out", str(tmp_path / "out"), "--device", "cpu"]
+        main(["inspect", str(photo), *flags])
+        assert re.search(r"\d+ bases, \d+ distinct, \d+\.\d in use", capsys.readouterr().out)
+        main(["inspect", str(photo), *flags, "--pixel", "49", "0"])
+        assert re.search(r"pixel 49 0: .+ \d+%, .+ \d+%", capsys.readouterr().out)
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {"scene.bases.png", "scene.attention.png"}
+        fails("inspect", photo, *flags, "--pixel", "50", "0")
+        assert "there is no pixel 50 0 in a photograph of 50×40 pixels" in message(capsys)
+
+    def test_a_network_without_bases(self, tmp_path: Path, capsys: Capture) -> None:
+        recipe = tiny_recipe()
+        recipe = replace(recipe, model=replace(recipe.model, context="none"))
+        export_segmenter(Segmenter(recipe.model), tmp_path / "net.safetensors", recipe, {})
+        photo = save_image(tmp_path / "scene.png", (40, 50))
+        fails("inspect", photo, "--checkpoint", tmp_path / "net.safetensors", "--out", tmp_path)
+        assert "bases are found in an EMAU; this network's context is Identity" in message(capsys)
+
+
+class TestConvertStateDict:
+    @pytest.mark.parametrize(
+        ("prefix", "wrapper"),
+        [
+            *(("", None), ("module.", None), ("_orig_mod.", "net")),
+            *(("module._orig_mod.", "model"), ("model.", "state_dict")),
+        ],
+    )
+    def test_as_people_save_networks(
+        self, prefix: str, wrapper: str | None, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = tiny_segmenter()
+        state: Any = {prefix + key: value for key, value in model.state_dict().items()}
+        if wrapper:
+            state = {wrapper: state | {"criterion.weight": torch.ones(5)} if prefix else state, "epoch": 3}
+        torch.save(state, tmp_path / "mine.pth")
+        out = tmp_path / "net.safetensors"
+        main(["convert", "state-dict", str(tmp_path / "mine.pth"), str(out), "--recipe", "shapes-tiny"])
+        converted = Segmenter.from_pretrained(out).state_dict()
+        assert all(torch.equal(value, converted[key]) for key, value in model.state_dict().items())
+
+    def test_what_does_not_fit_is_one_line(self, tmp_path: Path, capsys: Capture) -> None:
+        state = tiny_segmenter().state_dict()
+        bad = {
+            "lack 'context.bases'": {key: value for key, value in state.items() if key != "context.bases"},
+            "the network has not, 'extra.weight'": state | {"extra.weight": torch.zeros(1)},
+            "'context.bases' is (3, 32) and should be": state | {"context.bases": torch.zeros(3, 32)},
+            "values of context.bases are NaN or infinite": state
+            | {"context.bases": torch.full_like(state["context.bases"], torch.nan)},
+            "two networks are in it": {f"{name}.{key}": value for name in ("a", "b") for key, value in state.items()},
+            "it holds 'epoch', and neither tensors": {"epoch": 3},
+            "it holds a list": [1],
+        }
+        for expected, content in bad.items():
+            torch.save(content, tmp_path / "mine.pth")
+            fails("convert", "state-dict", tmp_path / "mine.pth", tmp_path / "o.safetensors", "--recipe", "shapes-tiny")
+            error = message(capsys)
+            assert expected in error
+            assert "mine.pth" in error
+        assert not (tmp_path / "o.safetensors").exists()
+
+
+def test_control_characters_do_not_reach_the_terminal(capsys: Capture) -> None:
+    fails("evaluate", "\x1b[31mred\n.pt")
+    assert "no checkpoint at \\x1b[31mred .pt" in message(capsys)
 
 
 class TestDataCheck:
