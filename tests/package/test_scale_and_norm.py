@@ -22,11 +22,11 @@ def bases() -> Tensor:
 
 @pytest.mark.parametrize("scale", [0.25, 4.0])
 def test_scale_is_the_length_of_the_features(features: Tensor, bases: Tensor, scale: float) -> None:
-    dial = em_attention(features, bases, scale=scale, eps=1e-12)
+    scaled = em_attention(features, bases, scale=scale, eps=1e-12)
     longer = em_attention(scale * features, bases, eps=1e-12)
-    for one, other in zip(dial, longer, strict=True):
+    for one, other in zip(scaled, longer, strict=True):
         torch.testing.assert_close(one, other)
-    assert not torch.allclose(dial.responsibilities, em_attention(features, bases).responsibilities, atol=1e-3)
+    assert not torch.allclose(scaled.responsibilities, em_attention(features, bases).responsibilities, atol=1e-3)
 
 
 def test_layer_norm_is_the_l2_norm_with_more_contrast(features: Tensor, bases: Tensor) -> None:

@@ -97,7 +97,6 @@ def cycle_in(graph: dict[str, set[str]]) -> list[str]:
 
 # Imports, most of them inside functions, that still lead back.
 KNOWN = {
-    ("emalab.kernels", "emalab.em"),
     ("emalab.checkpoints", "emalab.segmenter"),
     ("emalab.results", "emalab"),
 }
