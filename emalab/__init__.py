@@ -8,11 +8,13 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from emalab.architecture import SegmenterConfig
     from emalab.convert import load_mmseg, load_official
+    from emalab.data import get_spec, load_dataset
     from emalab.em import EMOutput, em_attention
     from emalab.evaluation import evaluate
     from emalab.modules import EMAU, NonLocal2d
-    from emalab.prediction import predict
-    from emalab.recipes import Recipe, get_recipe
+    from emalab.options import RunOptions
+    from emalab.prediction import predict, predict_with_confidence
+    from emalab.recipes import Recipe, get_recipe, recipe_names
     from emalab.segmenter import Segmenter, build_segmenter
     from emalab.trainer import train
 
@@ -21,15 +23,20 @@ __all__ = [
     "EMOutput",
     "NonLocal2d",
     "Recipe",
+    "RunOptions",
     "Segmenter",
     "SegmenterConfig",
     "build_segmenter",
     "em_attention",
     "evaluate",
     "get_recipe",
+    "get_spec",
+    "load_dataset",
     "load_mmseg",
     "load_official",
     "predict",
+    "predict_with_confidence",
+    "recipe_names",
     "train",
 ]
 
@@ -40,15 +47,20 @@ _LAZY = {
     "EMOutput": "em",
     "NonLocal2d": "modules",
     "Recipe": "recipes",
+    "RunOptions": "options",
     "Segmenter": "segmenter",
     "SegmenterConfig": "architecture",
     "build_segmenter": "segmenter",
     "em_attention": "em",
     "evaluate": "evaluation",
     "get_recipe": "recipes",
+    "get_spec": "data",
+    "load_dataset": "data",
     "load_mmseg": "convert",
     "load_official": "convert",
     "predict": "prediction",
+    "predict_with_confidence": "prediction",
+    "recipe_names": "recipes",
     "train": "trainer",
 }
 

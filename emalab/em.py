@@ -111,6 +111,11 @@ def em_attention(
 ) -> EMOutput:
     """Run ``num_iters`` rounds of E-step and M-step, then rebuild the features from the bases.
 
+    Example:
+        >>> found = em_attention(torch.rand(2, 1089, 512), torch.rand(64, 512))
+        >>> found.reconstruction.shape, found.responsibilities.shape, found.bases.shape
+        (torch.Size([2, 1089, 512]), torch.Size([2, 1089, 64]), torch.Size([2, 64, 512]))
+
     Args:
         x: features (b, n, c), floating point.
         bases: initial bases μ⁽⁰⁾, shared (k, c) or one set per image (b, k, c).

@@ -71,6 +71,11 @@ class EMAU(nn.Module):
     also maintains ``bases``, identically on every rank; evaluation leaves them alone. (Run under activation
     checkpointing, a training forward happens twice and so does its update.)
 
+    Example:
+        >>> unit = EMAU(channels=512, num_bases=64)
+        >>> unit(torch.rand(2, 512, 33, 33)).shape
+        torch.Size([2, 512, 33, 33])
+
     Args:
         channels: c of the input and of the output.
         num_bases: K.
@@ -199,6 +204,10 @@ class NonLocal2d(nn.Module):
 
     Every position gathers from all N = h·w positions with weights from a pairwise similarity f(θ x_i, φ x_j); the block
     adds the result to its input. The last batch norm starts at zero, so a new block is the identity (their §4.1).
+
+    Example:
+        >>> NonLocal2d(channels=64)(torch.rand(2, 64, 17, 17)).shape
+        torch.Size([2, 64, 17, 17])
 
     Args:
         channels: c of the input and of the output.

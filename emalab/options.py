@@ -10,7 +10,12 @@ __all__ = ["RunOptions", "run_folder"]
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where and how a recipe runs; nothing here changes what is learned."""
+    """Where and how a recipe runs; nothing here changes what is learned.
+
+    Example:
+        >>> RunOptions(resume=True, num_workers=4).checkpoint_every
+        500
+    """
 
     data_root: Path | None = None
     """Folder with the unpacked releases (camvid/, VOCdevkit/); generated data needs none."""

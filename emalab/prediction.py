@@ -94,6 +94,14 @@ def predict_with_confidence(
     """As `predict`, with the probability of each pixel's class.
 
     The probabilities of all classes are never held at once; `emalab.inference.predict_probabilities` gives them.
+
+    Example:
+        >>> import numpy as np
+        >>> from emalab import Segmenter
+        >>> photo = np.zeros((60, 80, 3), np.uint8)
+        >>> labels, confidence = predict_with_confidence(Segmenter.from_pretrained(), photo)
+        >>> bool((confidence > 1 / 21).all())  # the largest of 21 probabilities
+        True
     """
     size, strips = _strips(model, photo, max_side, scales, flip, window, overlap)
     labels, confidence = np.empty(size, np.uint8), np.empty(size, np.float32)

@@ -75,6 +75,10 @@ class Segmenter(nn.Module):
         """A trained network in evaluation mode, from a checkpoint file or by the name of a shipped one.
 
         See `emalab.checkpoints.load_segmenter` for formats and errors.
+
+        Example:
+            >>> Segmenter.from_pretrained().config.backbone
+            'tf_efficientnet_lite2'
         """
         from emalab.checkpoints import load_segmenter  # it imports this module
 
@@ -152,7 +156,14 @@ class Segmenter(nn.Module):
 
 
 def build_segmenter(config: SegmenterConfig) -> Segmenter:
-    """The network that ``config`` describes; errors as in `Segmenter`."""
+    """The network that ``config`` describes; errors as in `Segmenter`.
+
+    Example:
+        >>> config = SegmenterConfig(num_classes=5, backbone="tiny", output_stride=4, channels=32, head_channels=16)
+        >>> model = build_segmenter(config).eval()
+        >>> model(torch.zeros(1, 3, 40, 60, dtype=torch.uint8)).shape
+        torch.Size([1, 5, 40, 60])
+    """
     return Segmenter(config)
 
 

@@ -83,6 +83,16 @@ def train(
 ) -> TrainResult:
     """Train the network of ``recipe``, score it, and keep everything in the folder ``out``.
 
+    Example:
+        >>> from dataclasses import replace
+        >>> from tempfile import mkdtemp
+        >>> from emalab import RunOptions, get_recipe
+        >>> recipe = get_recipe("shapes-tiny")
+        >>> short = replace(recipe, optim=replace(recipe.optim, warmup=0, iterations=2, batch_size=2))
+        >>> result = train(short, mkdtemp(), RunOptions(accelerator="cpu", progress=False))
+        >>> sorted(result.scores)
+        ['single scale']
+
     Args:
         recipe: what to train.
         out: gets ``last.pt``, ``best.pt``, ``record.json``, ``log.jsonl`` and ``tensorboard/``.

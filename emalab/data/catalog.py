@@ -62,6 +62,10 @@ def dataset_names() -> tuple[str, ...]:
 def get_spec(name: str) -> DatasetSpec:
     """The constants of the benchmark `name`, or of the folder of that path (see `emalab.data.folder`).
 
+    Example:
+        >>> get_spec("voc").num_classes
+        21
+
     Raises:
         DataError: no such benchmark, with the nearest name; or a folder that cannot be used.
     """
@@ -70,6 +74,11 @@ def get_spec(name: str) -> DatasetSpec:
 
 def load_dataset(name: str, split: str, root: Path | str | None = None) -> LabeledImages:
     """The samples of one split, read from the disk as they are asked for.
+
+    Example:
+        >>> image, mask, name = load_dataset("shapes-pooled", "val")[0]
+        >>> image.shape, mask.shape
+        (torch.Size([3, 64, 64]), torch.Size([64, 64]))
 
     Args:
         name: one of `dataset_names()`, the path of a folder of one's own or of its `classes.yaml`, or generated scenes

@@ -313,12 +313,21 @@ def _recipes() -> dict[str, Recipe]:
 
 
 def recipe_names() -> list[str]:
-    """Names that `get_recipe` knows, sorted."""
+    """Names that `get_recipe` knows, sorted.
+
+    Example:
+        >>> "voc-r101" in recipe_names()
+        True
+    """
     return sorted(_recipes())
 
 
 def get_recipe(name: str) -> Recipe:
     """The recipe called ``name``.
+
+    Example:
+        >>> get_recipe("voc-r101").optim.iterations
+        30000
 
     Raises:
         KeyError: no such recipe; the message suggests the nearest names.
