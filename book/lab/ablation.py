@@ -12,15 +12,20 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from emalab.studies import StudyFolder, load_studies
 from emalab.studies.statistics import Interval, two_way_differences
 from emalab.studies.summary import StudySummary, format_interval, summarize
+from lab.style import METHODS, MUTED
 
 BOOK = Path(__file__).parents[1]
 RECORDS = BOOK / "results" / "studies"
 STUDIES = load_studies(BOOK / "experiments" / "studies.py")
+
+PAIRS, POOLED = MUTED, METHODS["EM"]  # colors of the differences
 
 
 def findings(
@@ -91,8 +96,8 @@ def difference_figure(
 ) -> Figure:
     """Differences from the base: a panel for each title, all on the same rows.
 
-    Blue, with the scatter of all cells; gray, each pair of seeds and the interval of these pairs alone, which leaves
-    the panel where it is very wide.
+    At most two panels stand side by side. An interval from few seeds leaves the panel where it is very wide; the
+    legend below names the marks.
     """
     names = names or {}
     labels = list(
@@ -103,30 +108,18 @@ def difference_figure(
         for label in labels
         if any(_compared(found, label) for found in panels.values())
     ]
+    columns = min(len(panels), 2)
+    rows = -(-len(panels) // columns)
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(1.8 + 3.2 * len(panels), 0.7 + 0.3 * len(labels)), sharey=True, squeeze=False,
-        layout="constrained",
+        rows, columns, figsize=(1.8 + 3.2 * columns, 0.5 + rows * (0.8 + 0.3 * len(labels))), sharey=True,
+        squeeze=False, layout="constrained",
     )  # fmt: skip
-    for axis, (title, found) in zip(axes[0], panels.items(), strict=True):
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    for axis, (title, found) in zip(axes.flat, panels.items(), strict=False):
         for height, label in enumerate(labels):
-            if not _compared(found, label):
-                continue
-            row = found.row(label)
-            seeds = [
-                row.scores[seed] - found.base.scores[seed]
-                for seed in row.scores
-                if seed in found.base.scores
-            ]
-            axis.plot(
-                seeds, [height] * len(seeds), "o", color="#9aa7b5", markersize=3.5
-            )
-            if row.difference.num_values > 1:
-                low, high = row.difference.low, row.difference.high
-                axis.plot([low, high], [height, height], color="#9aa7b5", linewidth=1)
-            if np.isfinite(row.pooled.low):
-                low, high = row.pooled.low, row.pooled.high
-                axis.plot([low, high], [height, height], color="#1f5fa8", linewidth=2.2)
-            axis.plot(row.pooled.mean, height, "D", color="#1f5fa8", markersize=5)
+            if _compared(found, label):
+                _draw_difference(axis, found, label, height)
         axis.axvline(0, color="black", linewidth=0.8)
         reach = 1.1 * max(_extent(found, label) for label in labels)
         axis.set(
@@ -139,8 +132,28 @@ def difference_figure(
             range(len(labels)), [names.get(label, label) for label in labels]
         )
         axis.grid(axis="x", alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
+    handles = [
+        Line2D([], [], color=PAIRS, marker="o", markersize=3.5, linewidth=0),
+        Line2D([], [], color=PAIRS, linewidth=1),
+        Line2D([], [], color=POOLED, marker="D", markersize=5, linewidth=2.2),
+    ]
+    meanings = ("one seed", "95 %, these seeds", "mean and 95 %, all cells")
+    figure.legend(handles, meanings, loc="outside lower center", ncols=3)
     return figure
+
+
+def _draw_difference(axis: Axes, found: StudySummary, label: str, height: int) -> None:
+    """A row of a panel: the seeds, their own interval, and the pooled mean with its interval."""
+    row, base = found.row(label), found.base.scores
+    seeds = [row.scores[seed] - base[seed] for seed in row.scores if seed in base]
+    axis.plot(seeds, [height] * len(seeds), "o", color=PAIRS, markersize=3.5)
+    if row.difference.num_values > 1:
+        own = row.difference.low, row.difference.high
+        axis.plot(own, [height, height], color=PAIRS, linewidth=1)
+    if np.isfinite(row.pooled.low):
+        pooled = row.pooled.low, row.pooled.high
+        axis.plot(pooled, [height, height], color=POOLED, linewidth=2.2)
+    axis.plot(row.pooled.mean, height, "D", color=POOLED, markersize=5)
 
 
 def _extent(found: StudySummary, label: str) -> float:

@@ -6,11 +6,15 @@ distinct for readers who see no red, no green or no blue; ``tests/book/test_styl
 
 from __future__ import annotations
 
+import io
+
 import matplotlib.pyplot as plt
 import numpy as np
 from cycler import cycler
+from IPython import get_ipython
 from matplotlib.collections import PathCollection, QuadMesh
 from matplotlib.figure import Figure
+from PIL import Image
 
 __all__ = ["BASES", "GRADIENTS", "METHODS", "MUTED", "SYMBOLS", "use"]
 
@@ -38,11 +42,13 @@ SYMBOLS = {  # of the schematics, which name each as well
 }
 MUTED = "#5b636b"  # what stands in the background
 PIXELS_PER_INCH = 220  # of pictures; figures of lines are SVG
+LARGE = 300_000  # bytes of a PNG
 MOST_MARKS = 4000  # in an SVG; a figure with more of them is a picture
 
 
 def use() -> None:
     """Give the figures of a notebook, or of a program, the style of the book."""
+    _choose_formats()
     plt.rcParams.update(
         {
             "axes.prop_cycle": cycler(color=list(METHODS.values())),
@@ -54,7 +60,7 @@ def use() -> None:
             "image.cmap": "magma",
             "legend.frameon": False,
             "savefig.dpi": PIXELS_PER_INCH,
-            "svg.fonttype": "none",  # text stays text, in the font of the page
+            "svg.hashsalt": "emalab",  # the same figure gives the same file
         }
     )
 
@@ -67,3 +73,47 @@ def draws_pixels(figure: Figure) -> bool:
     meshes = any(isinstance(part, QuadMesh) for part in parts)
     images = any(axes.images for axes in figure.axes)
     return meshes or images or marks > MOST_MARKS
+
+
+def _choose_formats() -> None:
+    """In a notebook: figures of lines as SVG, pictures as PNG, or as JPEG if they are large."""
+    shell = get_ipython()
+    if shell is None or shell.display_formatter is None:
+        return
+    plt.switch_backend(plt.get_backend())  # chooses formats itself when it is loaded
+    formatters = shell.display_formatter.formatters
+    formatters["image/svg+xml"].for_type(Figure, _svg)
+    formatters["image/png"].for_type(Figure, _png)
+    formatters["image/jpeg"].for_type(Figure, _jpeg)
+
+
+def _svg(figure: Figure) -> str | None:
+    if draws_pixels(figure):
+        return None
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def _png(figure: Figure) -> bytes | None:
+    picture = _pixels(figure)
+    return picture if picture and len(picture) <= LARGE else None
+
+
+def _jpeg(figure: Figure) -> bytes | None:
+    """In place of a PNG that would weigh too much for a page, as those of photographs do."""
+    picture = _pixels(figure)
+    if picture is None or len(picture) <= LARGE:
+        return None
+    buffer = io.BytesIO()
+    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    image.save(buffer, "JPEG", quality=88, subsampling=0)
+    return buffer.getvalue()
+
+
+def _pixels(figure: Figure) -> bytes | None:
+    if not draws_pixels(figure):
+        return None
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight")
+    return buffer.getvalue()
