@@ -82,6 +82,20 @@ class SegmenterConfig:
     non_local: NonLocalConfig = field(default_factory=NonLocalConfig)
 
     def __post_init__(self) -> None:
+        for name, value, most in (
+            ("num_classes", self.num_classes, 2**16),
+            ("channels", self.channels, 2**16),
+            ("head_channels", self.head_channels, 2**16),
+            ("auxiliary_channels", self.auxiliary_channels, 2**16),
+            ("head_kernel", self.head_kernel, 64),
+            ("backbone_blocks", max(self.backbone_blocks, default=0), 1000),
+            ("multi_grid", max(self.multi_grid, default=0), 1000),
+            ("ema.num_bases", self.ema.num_bases, 2**16),
+            ("ema.num_iters", self.ema.num_iters, 10_000),
+            ("non_local.inner_channels", self.non_local.inner_channels or 0, 2**16),
+        ):
+            if value > most:
+                raise ValueError(f"{name} must be at most {most}, got {value}")
         if self.context not in get_args(ContextName) and not re.fullmatch(r"[\w.]+:\w+", str(self.context)):
             names = ", ".join(get_args(ContextName))
             raise ValueError(

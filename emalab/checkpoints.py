@@ -6,12 +6,14 @@ files whose metadata says how the network is built, trained and scored.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import pickle
 import shlex
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from emalab.data.spec import DatasetSpec
 from emalab.files import write_atomically
-from emalab.recipes import Recipe, recipe_from_dict, recipe_to_dict
+from emalab.recipes import Recipe, recipe_changes, recipe_from_dict, recipe_to_dict
 from emalab.segmenter import Segmenter, build_segmenter
 from emalab.shipped import find_checkpoint, shipped_weights
 
@@ -36,13 +39,18 @@ __all__ = [
     "named_tensors",
     "read_metadata",
     "read_recipe",
+    "read_spec",
     "read_tensors",
     "require_finite",
+    "require_one_run",
     "save_training_state",
     "shipped_weights",
+    "tensors_checksum",
 ]
 
-FORMAT = "emalab-1"
+FORMAT = "emalab-2"  # emalab-1 had no checksum
+_FORMATS = ("emalab-1", FORMAT)
+_LONGEST_RECIPE = 2**20  # characters
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -61,6 +69,7 @@ def save_training_state(path: Path, recipe: Recipe, state: Mapping[str, Any]) ->
     if not all_finite(tensors.values()):
         require_finite(tensors, f"{path} was not written")
     content = {"format": FORMAT, "recipe": json.dumps(recipe_to_dict(recipe)), **state}
+    content["checksum"] = tensors_checksum(content)
     write_atomically(path, lambda temporary: torch.save(content, temporary))
 
 
@@ -71,12 +80,16 @@ def load_training_state(path: Path) -> tuple[Recipe, dict[str, Any]]:
         FileNotFoundError, CheckpointError: as in `read_tensors`, and for a file that another library wrote.
     """
     content = read_tensors(path)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") not in _FORMATS:
         raise CheckpointError(
             f"{path} was not written by emalab; is it a network of yours? "
             f"emalab convert state-dict {path} OUT.safetensors --recipe NAME"
         )
-    return _read_recipe(path, content.pop("recipe", "")), content
+    if content["format"] == FORMAT:  # the format before had no checksum
+        _verify(path, content.pop("checksum", None), content)
+    if "recipe" not in content:
+        raise CheckpointError(f"{path} has no recipe")
+    return _read_recipe(path, content.pop("recipe")), content
 
 
 def read_tensors(path: Path, entry: str = "") -> Any:
@@ -98,14 +111,69 @@ def read_tensors(path: Path, entry: str = "") -> Any:
     if not (bare_pickle or zipfile.is_zipfile(path)):  # torch writes zip archives
         raise CheckpointError(f"{path} is damaged or no checkpoint; copy or train it again")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        if not bare_pickle:
+            _refuse_compressed(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds more than tensors and plain values, and loading it could run code, so it was refused; "
             f"ask its author for a state dict or a safetensors file{_way_out(path, entry) if entry else ''}"
         ) from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or no checkpoint ({error}); copy or train it again") from error
+    except Exception as error:  # a flipped bit makes torch and pickle fail in many ways
+        reason = str(error).split("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{path} is damaged or no checkpoint ({reason}); copy or train it again") from error
+    size = path.stat().st_size
+    for name, tensor in named_tensors(content):
+        if tensor.numel() * tensor.itemsize > size:  # one value, repeated
+            raise CheckpointError(f"{path} was refused: its tensor {name} is larger than the file")
+    return content
+
+
+def _refuse_compressed(path: Path) -> None:
+    """torch stores tensors as they are; a compressed one may fill the memory from a small file."""
+    with zipfile.ZipFile(path) as archive:
+        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            raise CheckpointError(f"{path} was refused: its entries are compressed, which torch.save does not do")
+
+
+def _verify(path: Path, written: Any, content: Any) -> None:
+    """Refuse content without the checksum that was written with it."""
+    try:
+        right = written == tensors_checksum(content)
+    except (RuntimeError, TypeError) as error:  # tensors of kinds that no checkpoint has
+        raise CheckpointError(f"{path} is damaged or no checkpoint ({error}); copy it again") from error
+    if not right:
+        raise CheckpointError(
+            f"{path} is damaged: its content does not have the checksum that was written with it; copy it again, or go "
+            "on from another checkpoint"
+        )
+
+
+def tensors_checksum(content: Any) -> str:
+    """``sha256:`` and the digest of nested mappings and sequences of tensors and plain values, in their order."""
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, Tensor):
+            plain = value.detach().cpu().contiguous()
+            digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+            digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+        elif isinstance(value, Mapping):
+            digest.update(f"{{{len(value)}".encode())
+            for key, entry in value.items():
+                digest.update(repr(key).encode("utf-8", "surrogatepass"))
+                add(entry)
+        elif isinstance(value, list | tuple):
+            digest.update(f"[{len(value)}".encode())
+            for entry in value:
+                add(entry)
+        else:
+            digest.update(repr(value).encode("utf-8", "surrogatepass"))
+
+    add(content)
+    return "sha256:" + digest.hexdigest()
 
 
 def named_tensors(state: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -158,6 +226,7 @@ def export_segmenter(
     require_finite(tensors, f"{path} was not written, as {dtype} is too narrow for the network")
     texts = {key: json.dumps(value) for key, value in metadata.items()}
     texts |= {"format": FORMAT, "recipe": json.dumps(recipe_to_dict(recipe))}
+    texts["checksum"] = tensors_checksum([sorted(texts.items()), sorted(tensors.items())])
     write_atomically(path, lambda temporary: save_file(tensors, temporary, texts))
 
 
@@ -176,15 +245,61 @@ def read_recipe(path_or_name: str | Path) -> Recipe:
     return read_metadata(path)["recipe"] if path.suffix == ".safetensors" else load_training_state(path)[0]
 
 
-def load_segmenter(path_or_name: str | Path) -> Segmenter:
+def read_spec(path_or_name: str | Path) -> DatasetSpec | None:
+    """Classes and colors of the data that a network was trained on; None where its file is from before they were kept.
+
+    Errors as in `load_segmenter`.
+    """
+    path = find_checkpoint(path_or_name)
+    release = path.suffix == ".safetensors"
+    values = (read_metadata(path) if release else load_training_state(path)[1]).get("spec")
+    if values is None:
+        return None
+    try:
+        lists = {key: tuple(map(_hashable, value)) for key, value in values.items() if isinstance(value, list | tuple)}
+        return DatasetSpec(**{**values, **lists})
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"the classes in {path} cannot be read ({error})") from error
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def require_one_run(path: Path, record: Mapping[str, Any]) -> None:
+    """Refuse a record of other weights than those in the checkpoint ``path``.
+
+    Raises:
+        CheckpointError: the run, the recipe, or the weights are others. Records from before runs had names are compared
+            by their recipe alone.
+    """
+    recipe, state = load_training_state(path)
+    found = {"run": state.get("run"), "weights": tensors_checksum(state.get("model"))}
+    wrong = [f"{key} {found[key]} and {record[key]}" for key in found if key in record and record[key] != found[key]]
+    recorded = recipe_from_dict(dict(record["recipe"]))
+    if recipe_changes(recorded, replace(recipe, evaluation=recorded.evaluation)):
+        wrong.append("another recipe")
+    if state.get("iteration", 0) < recipe.optim.iterations:
+        wrong.append(f"iteration {state.get('iteration', 0)} of {recipe.optim.iterations}")
+    if wrong:
+        raise CheckpointError(
+            f"{path} and the record beside it are not of one finished run ({'; '.join(wrong)}); go on with the run "
+            "(--resume) to score its weights"
+        )
+
+
+def load_segmenter(path_or_name: str | Path, allow_code: Collection[str] = ()) -> Segmenter:
     """A trained network in evaluation mode and float32, on the CPU.
 
     Args:
         path_or_name: a ``.safetensors`` release, a ``.pt`` training checkpoint, or the name of a shipped release.
+        allow_code: modules that may be imported where the file names one of them as "module:Class", the context module
+            of its network.
 
     Raises:
         FileNotFoundError: neither a file nor a shipped name.
-        CheckpointError: a damaged file, one of another library, or weights that do not fit their own recipe.
+        CheckpointError: a damaged file, one of another library, weights that are not finite or do not fit their own
+            recipe, or code that is not allowed.
     """
     path = find_checkpoint(path_or_name)
     if path.suffix == ".safetensors":
@@ -195,12 +310,36 @@ def load_segmenter(path_or_name: str | Path) -> Segmenter:
         if "model" not in content:
             raise CheckpointError(f"{path} holds no network, only {', '.join(content) or 'a recipe'}")
         state = content["model"]
-    model = build_segmenter(replace(recipe.model, backbone_weights=None))
+    if not all_finite(tensor for _, tensor in named_tensors(state)):
+        require_finite(dict(named_tensors(state)), f"{path} is of no use")
+    return _built(path, recipe, state, allow_code).eval()
+
+
+def _built(path: Path, recipe: Recipe, state: Any, allow_code: Collection[str]) -> Segmenter:
+    """The network of ``recipe`` with the weights ``state``; nothing is allocated before they are known to fit."""
+    module, colon, _ = recipe.model.context.partition(":")
+    if colon and module not in allow_code:
+        raise CheckpointError(
+            f"the network in {path} needs code, {recipe.model.context}, which a file may not import by itself; if you "
+            f"trust it, allow the module {module} (--allow-code {module}; in Python allow_code=({module!r},))"
+        )
+    config = replace(recipe.model, backbone_weights=None)
     try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise CheckpointError(f"the weights in {path} do not fit the network of their recipe: {error}") from error
-    return model.eval()
+        with nullcontext() if colon else torch.device("meta"):
+            wanted = {key: value.shape for key, value in build_segmenter(config).state_dict().items()}
+        found = {key: value.shape for key, value in named_tensors(state)}
+        if wanted == found:
+            model = build_segmenter(config)
+            model.load_state_dict(state)
+            return model
+        key = next(key for key in {**wanted, **found} if wanted.get(key) != found.get(key))
+        reason = " and ".join(
+            f"{key} is {tuple(shapes[key]) if key in shapes else 'absent'} {where}"
+            for shapes, where in ((found, "there"), (wanted, "in the network"))
+        )
+    except (RuntimeError, ValueError, AttributeError) as error:
+        reason = str(error)
+    raise CheckpointError(f"the weights in {path} do not fit the network of their recipe: {reason}")
 
 
 def load_initial_weights(model: Segmenter, path_or_name: str | Path) -> list[str]:
@@ -220,7 +359,8 @@ def load_initial_weights(model: Segmenter, path_or_name: str | Path) -> list[str
         FileNotFoundError, CheckpointError: as in `load_segmenter`, and for a network that differs in anything but the
             number of classes; the message names the first tensor that does.
     """
-    source = load_segmenter(path_or_name)
+    # What the model at hand is made of has been imported already.
+    source = load_segmenter(path_or_name, allow_code=(model.config.context.partition(":")[0],))
     theirs, ours = source.state_dict(), model.state_dict()
     classes = (source.config.num_classes, model.config.num_classes)
 
@@ -247,10 +387,17 @@ def _read_release(path: Path, tensors: bool = True) -> tuple[dict[str, Any], dic
             state = {key: file.get_tensor(key) for key in file.keys()} if tensors else {}  # noqa: SIM118
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged or no safetensors file ({error}); download it again") from error
-    if texts.pop("format", None) != FORMAT:
-        raise CheckpointError(f"{path} says nothing of how its network is built; it was not exported by emalab")
+    if texts.get("format") not in _FORMATS:
+        raise CheckpointError(f"{path} has no recipe that says how its network is built; emalab did not export it")
+    written = texts.pop("checksum", None)
+    if tensors and texts["format"] == FORMAT:
+        _verify(path, written, [sorted(texts.items()), sorted(state.items())])
+    del texts["format"]
     recipe = _read_recipe(path, texts.pop("recipe", ""))
-    return {**{key: json.loads(value) for key, value in texts.items()}, "recipe": recipe}, state
+    try:
+        return {**{key: json.loads(value) for key, value in texts.items()}, "recipe": recipe}, state
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"the metadata in {path} cannot be read ({error}); download it again") from error
 
 
 def _way_out(path: Path, entry: str) -> str:
@@ -265,10 +412,12 @@ def _way_out(path: Path, entry: str) -> str:
     )
 
 
-def _read_recipe(path: Path, text: str) -> Recipe:
+def _read_recipe(path: Path, text: Any) -> Recipe:
     try:
+        if not isinstance(text, str) or len(text) > _LONGEST_RECIPE:
+            raise ValueError("it is no text, or a long one")
         return recipe_from_dict(json.loads(text))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"the recipe in {path} cannot be read ({error}); was it written by another version of emalab?"
         ) from error

@@ -57,9 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _run(command, words[len(command.split()) :])
     except BrokenPipeError:  # the reader, say `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        print("emalab: interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+    except KeyboardInterrupt as interrupt:  # a run that was stopped says how to go on
+        print(f"emalab: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+        raise SystemExit(128 + getattr(interrupt, "number", 2)) from None
     except (ValueError, KeyError, OSError, FloatingPointError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         print(f"emalab: error: {one_line(message)}", file=sys.stderr)

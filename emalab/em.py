@@ -19,6 +19,7 @@ from torch import Tensor
 from emalab import kernels
 from emalab.choices import Backend, Grad, Norm
 
+_LARGEST_HALF = torch.finfo(torch.float16).max
 _CHOICES = {"norm": get_args(Norm), "grad": get_args(Grad), "backend": get_args(Backend)}
 
 __all__ = [
@@ -56,7 +57,10 @@ def e_step(x: Tensor, bases: Tensor, scale: float | Tensor = 1.0) -> Tensor:
     Returns:
         Responsibilities (b, n, k); each row is a distribution over the bases.
     """
-    return _similarity(x, bases, scale).softmax(dim=-1)
+    similarity = _similarity(x, bases, scale)
+    if similarity.dtype == torch.float16:  # where it overflows for several bases, they share the position
+        similarity = similarity.clamp(-_LARGEST_HALF, _LARGEST_HALF)
+    return similarity.softmax(dim=-1)
 
 
 def m_step(x: Tensor, responsibilities: Tensor, eps: float = 1e-6, clamp: bool = False) -> Tensor:
@@ -71,6 +75,10 @@ def m_step(x: Tensor, responsibilities: Tensor, eps: float = 1e-6, clamp: bool =
     Returns:
         Bases (b, k, c), not normalized.
     """
+    if _multiplies_in_float16(x):  # a sum over positions may be too large for it where the mean is not
+        wide = responsibilities.float()
+        shares = wide / _nonzero(wide.sum(dim=1, keepdim=True), eps, clamp)
+        return torch.bmm(rearrange(shares.to(responsibilities.dtype), "b n k -> b k n"), x)
     weighted_sum = torch.bmm(rearrange(responsibilities, "b n k -> b k n"), x)
     total = rearrange(responsibilities.sum(dim=1), "b k -> b k 1")
     return weighted_sum / _nonzero(total, eps, clamp)
@@ -85,6 +93,8 @@ def normalize_bases(bases: Tensor, norm: Norm = "l2", eps: float = 1e-6, clamp: 
         eps: added to the L2 norm, or to the variance of ``"layer"``.
         clamp: rather than adding ``eps`` to the L2 norm, let the norm not fall below it.
     """
+    if bases.dtype == torch.float16 and norm != "none":  # eps is below its smallest number, and squares may overflow
+        return normalize_bases(bases.float(), norm, eps, clamp).half()
     if norm == "l2":
         return bases / _nonzero(torch.linalg.vector_norm(bases, dim=-1, keepdim=True), eps, clamp)
     if norm == "layer":
@@ -240,6 +250,13 @@ def _similarity(x: Tensor, bases: Tensor, scale: float | Tensor) -> Tensor:
     """λ x_nᵀ μ_k: (b, n, c), (b, k, c) → (b, n, k). As `torch.bmm`: at small sizes einsum's overhead would show."""
     plain = not isinstance(scale, Tensor) and scale == 1  # to compare a tensor would wait for the GPU
     return torch.bmm(x, rearrange(bases if plain else scale * bases, "b k c -> b c k"))
+
+
+def _multiplies_in_float16(x: Tensor) -> bool:
+    device = x.device.type
+    if not x.is_meta and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(device) == torch.float16
+    return x.dtype == torch.float16
 
 
 def _nonzero(divisor: Tensor, eps: float, clamp: bool) -> Tensor:

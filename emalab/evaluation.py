@@ -61,7 +61,7 @@ def evaluate(
     Raises:
         ValueError: another number of classes, a batch size below 1, or an empty split.
     """
-    check_classes(model, dataset)
+    check_classes(model.config.num_classes, dataset)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     device = model.normalize.mean.device
@@ -78,12 +78,12 @@ def evaluate(
     return metric.compute()
 
 
-def check_classes(model: Segmenter, dataset: LabeledImages) -> None:
+def check_classes(num_classes: int, dataset: LabeledImages) -> None:
     """Refuse, with a `ValueError`, data of another number of classes than the network's, or no data."""
-    if model.config.num_classes != dataset.spec.num_classes:
+    if num_classes != dataset.spec.num_classes:
         raise ValueError(
-            f"the network tells {model.config.num_classes} classes apart, "
-            f"{dataset.spec.name} has {dataset.spec.num_classes}"
+            f"the network predicts {num_classes} classes, {dataset.spec.name} has {dataset.spec.num_classes}; "
+            "set model.num_classes, or take other data"
         )
     if len(dataset) == 0:
         raise ValueError(f"the split of {dataset.spec.name} has no images")

@@ -5,16 +5,34 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["write_atomically"]
+__all__ = ["CannotWriteError", "remove_leftovers", "write_atomically"]
+
+
+class CannotWriteError(OSError):
+    """A file could not be written: a full disk, a limit, a folder that is read-only. What was there before is whole."""
+
+    def __init__(self, path: Path, error: Exception) -> None:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split("\n")[0]
+        super().__init__(getattr(error, "errno", None), reason, str(path))
+        self.path, self.reason = path, reason
+
+    def __str__(self) -> str:
+        kept = "; the file from before is whole" if self.path.exists() else ""
+        return f"{self.path} could not be written: {self.reason}{kept}"
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary neighbor of ``path``, then rename it: readers see the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Let ``write`` fill a temporary neighbor of ``path``, then rename it: readers see the old file or the new one.
+
+    Raises:
+        CannotWriteError: the system refuses; ``path`` is what it was.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
         mode = stat.S_IMODE(temporary.stat().st_mode)  # as the umask has it; safetensors would leave 0600
         write(temporary)
@@ -22,5 +40,14 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         temporary.chmod(mode)
         temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        raise CannotWriteError(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that has become read-only
+            temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of processes that were killed while they wrote ``path``, which nobody writes now."""
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        leftover.unlink(missing_ok=True)

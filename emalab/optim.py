@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emalab.recipes import OptimConfig
 from emalab.segmenter import Segmenter
 
-__all__ = ["cross_entropy", "parameter_groups", "poly_lr"]
+__all__ = ["cross_entropy", "make_optimizer", "parameter_groups", "poly_lr"]
 
 
 def poly_lr(iteration: int, config: OptimConfig) -> float:
@@ -60,3 +61,17 @@ def parameter_groups(model: Segmenter, config: OptimConfig) -> list[dict[str, An
         {"params": parameters, "weight_decay": config.weight_decay if decayed else 0.0, "lr_factor": factor}
         for (_, decayed, factor), parameters in groups.items()
     ]
+
+
+def make_optimizer(model: Segmenter, config: OptimConfig, fused: bool = False) -> torch.optim.Optimizer:
+    """The optimizer that ``config`` names, over `parameter_groups`.
+
+    Args:
+        model: what to train.
+        config: how.
+        fused: update all parameters in one kernel, as CUDA can.
+    """
+    groups = parameter_groups(model, config)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, fused=fused)
+    return torch.optim.AdamW(groups, lr=config.lr, fused=fused)

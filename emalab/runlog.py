@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from emalab.files import write_atomically
+from emalab.files import CannotWriteError, write_atomically
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # to read a log needs no torch
+    from lightning.fabric import Fabric
+    from torch import Tensor
     from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["RunLog", "read_log"]
+__all__ = ["RunLog", "Window", "read_log"]
 
 
 class RunLog:
@@ -43,8 +47,11 @@ class RunLog:
     def write(self, iteration: int, **values: float) -> None:
         """Log ``values`` under the number of iterations done."""
         if self.enabled:
-            self._file.write(json.dumps({"iteration": iteration, **values}) + "\n")
-            self._file.flush()
+            try:
+                self._file.write(json.dumps({"iteration": iteration, **values}) + "\n")
+                self._file.flush()
+            except OSError as error:
+                raise CannotWriteError(self.path, error) from error
 
             def draw(board: SummaryWriter) -> None:
                 for name, value in values.items():
@@ -69,8 +76,36 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.enabled:
-            self._file.close()
+            with suppress(OSError):  # what could not be written was said when it was
+                self._file.close()
             self._show(lambda board: board.close())
+
+
+class Window:
+    """Mean loss and speed since the last look, without waiting for the device in between."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the losses, and measure from now on."""
+        self.losses: list[Tensor] = []
+        self.since = time.perf_counter()
+
+    def add(self, loss: Tensor) -> None:
+        """Count the mean loss of a step, which may still be being computed."""
+        self.losses.append(loss)
+
+    def close(self, fabric: Fabric) -> tuple[float, float]:
+        """Mean loss over all ranks, so that they stop together, and images per second; starts the next window."""
+        import torch
+
+        mean: Any = fabric.all_reduce(torch.stack(self.losses).mean(), reduce_op="mean")
+        loss = mean.item()
+        speed = len(self.losses) * self.batch_size / (time.perf_counter() - self.since)
+        self.restart()
+        return loss, speed
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:

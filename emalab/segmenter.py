@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +18,9 @@ from emalab.pyramid import PyramidPooling
 from emalab.shipped import DEFAULT_WEIGHTS
 
 __all__ = ["DEFAULT_WEIGHTS", "EMAConfig", "NonLocalConfig", "Segmenter", "SegmenterConfig", "build_segmenter"]
+
+
+_LARGEST_NORMALIZED = 30.0  # of an image in [0, 1] less a mean, divided by a deviation of at least 1/30
 
 
 class Segmenter(nn.Module):
@@ -71,7 +74,7 @@ class Segmenter(nn.Module):
                     module.momentum = config.batch_norm_momentum
 
     @classmethod
-    def from_pretrained(cls, path_or_name: str | Path = DEFAULT_WEIGHTS) -> Segmenter:
+    def from_pretrained(cls, path_or_name: str | Path = DEFAULT_WEIGHTS, allow_code: Collection[str] = ()) -> Segmenter:
         """A trained network in evaluation mode, from a checkpoint file or by the name of a shipped one.
 
         See `emalab.checkpoints.load_segmenter` for formats and errors.
@@ -82,7 +85,7 @@ class Segmenter(nn.Module):
         """
         from emalab.checkpoints import load_segmenter  # it imports this module
 
-        return load_segmenter(path_or_name)
+        return load_segmenter(path_or_name, allow_code)
 
     @property
     def head(self) -> nn.ModuleList:
@@ -99,7 +102,19 @@ class Segmenter(nn.Module):
         return self._classify(self.backbone(self._checked(images)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(b, 3, h, w) → logits (b, classes, h, w)."""
+        """(b, 3, h, w) → logits (b, classes, h, w).
+
+        Args:
+            images: uint8 RGB in 0–255, which the network normalizes; or floating point that ``self.normalize`` (mean
+                and standard deviation of the backbone's weights) has been applied to already, about −3 to 3.
+
+        Raises:
+            ValueError: another shape, or floating-point values that cannot be normalized ones. In training on a GPU
+                values are not looked at, as that would wait for it.
+            TypeError: another type of numbers.
+        """
+        if images.is_floating_point() and not (images.is_cuda and self.training):
+            _refuse_unnormalized(images)
         return self._enlarge(self.coarse_logits(images), images)
 
     def training_logits(self, images: Tensor) -> list[Tensor]:
@@ -113,7 +128,14 @@ class Segmenter(nn.Module):
     def _checked(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"a Segmenter expects images (b, 3, h, w), got {tuple(images.shape)}")
-        return self.normalize(images) if images.dtype == torch.uint8 else images
+        if images.dtype == torch.uint8:
+            images = self.normalize(images)
+        elif not images.is_floating_point():
+            raise TypeError(
+                f"a Segmenter expects uint8 images or normalized floating-point ones, got {images.dtype}; "
+                "call images.to(torch.uint8) if their values are 0 to 255"
+            )
+        return images.to(next(self.classifier.parameters()).dtype)
 
     def _classify(self, features: Tensor) -> Tensor:
         attended = self.context(self.reduction(features))
@@ -153,6 +175,18 @@ class Segmenter(nn.Module):
         twin.load_state_dict(self.state_dict(), assign=True)
         twin.normalize = self.normalize
         return twin.train(self.training)
+
+
+def _refuse_unnormalized(images: Tensor) -> None:
+    """Values of 0–255 in floating point would give other labels without a word."""
+    if torch.compiler.is_compiling() or images.is_meta or not images.numel():
+        return
+    largest = images.detach().abs().amax().item()
+    if largest > _LARGEST_NORMALIZED:
+        raise ValueError(
+            f"floating-point images must be normalized already, and their largest value is {largest:.3g}; give uint8 "
+            "images in 0–255, or call model.normalize on them first"
+        )
 
 
 def build_segmenter(config: SegmenterConfig) -> Segmenter:

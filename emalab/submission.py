@@ -78,7 +78,7 @@ def write_submission(
         DataError: an image that cannot be read; for COCO-Stuff, one without a number in its name, or no pycocotools.
         ValueError: another number of classes, or no images.
     """
-    check_classes(model, dataset)
+    check_classes(model.config.num_classes, dataset)
     spec, device, was_training = dataset.spec, model.normalize.mean.device, model.training
     voc, stuff = spec.name == VOC.name, spec.name in (COCO_STUFF_10K.name, COCO_STUFF_164K.name)
     folder = out / (f"results/VOC2012/Segmentation/comp6_{split}_cls" if voc else "labels")

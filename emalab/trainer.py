@@ -1,4 +1,4 @@
-"""The trainer, top to bottom: network, data, optimizer, the loop, and what it leaves on the disk.
+"""The trainer, top to bottom: set-up, the loop, and what it leaves on the disk.
 
 Every random draw is a function of (seed, iteration, rank) and of nothing else. So there is no generator state to save,
 and a resumed run equals an uninterrupted one.
@@ -6,23 +6,21 @@ and a resumed run equals an uninterrupted one.
 
 from __future__ import annotations
 
-import atexit
-import gc
 import json
 import math
 import os
 import shutil
 import sys
 import time
-import weakref
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import replace
+import uuid
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning.fabric import Fabric
+import torch.distributed as dist
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -35,20 +33,25 @@ from emalab.checkpoints import (
     named_tensors,
     require_finite,
     save_training_state,
+    tensors_checksum,
 )
 from emalab.data import LabeledImages, load_dataset
 from emalab.data.dataset import data_identity
 from emalab.data.loader import num_cores, training_loader
 from emalab.data.memory import InMemory
-from emalab.data.names import is_folder_name
 from emalab.data.transforms import TrainTransform
-from emalab.evaluation import evaluate
+from emalab.evaluation import check_classes, evaluate
+from emalab.execution import Execution, TrainingStep
+from emalab.interruption import Interrupted, Interruption
 from emalab.metrics import SegmentationScores
-from emalab.optim import cross_entropy, parameter_groups, poly_lr
+from emalab.optim import make_optimizer, poly_lr
 from emalab.options import RunOptions, run_folder
+from emalab.processes import lost_peer, make_fabric, of_all_ranks
 from emalab.recipes import Recipe, recipe_from_dict, recipe_names, recipe_to_dict
 from emalab.results import find_origin, make_record, write_record
-from emalab.runlog import RunLog
+from emalab.resume import refuse_changes
+from emalab.runlog import RunLog, Window
+from emalab.runs import RunFolder
 from emalab.segmenter import Segmenter, build_segmenter
 
 __all__ = [
@@ -103,49 +106,19 @@ def train(
         DataError: data that are missing or wrong.
         ValueError: a recipe that does not fit its data or these devices.
         FileExistsError: ``out`` holds a run already and ``options.resume`` is off.
+        RunBusyError: another process trains in ``out``.
+        CannotWriteError: a full disk, or a folder that is read-only; the last checkpoint is whole.
         CheckpointError: ``last.pt`` is damaged or belongs to another recipe, or the weights to start from do not fit.
+        Interrupted: Ctrl-C or SIGTERM; the run has been saved.
         TrainingDivergedError: the loss, a weight, a running statistic or a moment became infinite or NaN.
     """
     return Trainer(recipe, Path(out), options or RunOptions(), train_data, eval_data).fit()
 
 
-class _TrainingStep(nn.Module):
-    """Network and loss as one module: what DDP wraps, torch.compile fuses and a CUDA graph records."""
-
-    def __init__(self, model: Segmenter, ignore_index: int, auxiliary_weight: float) -> None:
-        super().__init__()
-        self.model, self.ignore_index, self.auxiliary_weight = model, ignore_index, auxiliary_weight
-
-    def forward(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy summed over labeled pixels, that of an auxiliary head weighted and added; their number."""
-        logits, *auxiliary = self.model.training_logits(images)
-        loss, labeled = cross_entropy(logits, masks, self.ignore_index)
-        for extra in auxiliary:
-            loss = loss + self.auxiliary_weight * cross_entropy(extra, masks, self.ignore_index)[0]
-        return loss, labeled
-
-    def record(self, images: Tensor, masks: Tensor) -> None:
-        """Replace forward and backward by a CUDA graph for batches of this shape, in training mode."""
-        buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
-        # The graph keeps its inputs and writes every later batch into them: they must not be the caller's.
-        torch.cuda.make_graphed_callables(self, (images.clone(), masks.clone()))
-        for name, buffer in self.named_buffers():  # undo what the warm-up did to running statistics and bases
-            buffer.copy_(buffers[name])
-        if torch.distributed.is_initialized():
-            # NCCL's group ends at exit and would wait for ever for a graph that holds its kernels; this comes before.
-            atexit.register(_forget_graph, weakref.ref(self))
-
-
-def _forget_graph(step: weakref.ref[_TrainingStep]) -> None:
-    if (module := step()) is not None:
-        del module.forward
-    gc.collect()
-
-
 class Trainer:
     """One run of a recipe. `train` is the short way; the parts are here for those who want their own loop.
 
-    Arguments and errors as in `train`.
+    Arguments and errors as in `train`. `fit` keeps other processes out of the folder; a loop of your own does not.
     """
 
     def __init__(
@@ -156,175 +129,45 @@ class Trainer:
         train_data: LabeledImages | None = None,
         eval_data: LabeledImages | None = None,
     ) -> None:
-        self.recipe, self.out, self.options = recipe, out, options
-        try:
-            self.fabric = Fabric(
-                accelerator=options.accelerator,
-                devices=options.devices,
-                num_nodes=options.num_nodes,
-                precision=recipe.precision,
-            )
-        except (RuntimeError, ImportError) as error:  # Fabric's answers to hardware that is not there
-            raise ValueError(f"there is no accelerator {options.accelerator!r} here; take auto or cpu") from error
+        self.recipe, self.out, self.options, self.folder = recipe, out, options, RunFolder(out)
+        self.fabric = make_fabric(recipe, options)
         self.fabric.launch()
         name, root = recipe.data.name, options.data_root
         self.train_data = load_dataset(name, recipe.data.train_split, root) if train_data is None else train_data
         self.eval_data = load_dataset(name, recipe.data.eval_split, root) if eval_data is None else eval_data
         self._check()
-        self.iteration, self.best, self.seconds = 0, -math.inf, 0.0
+        self.iteration, self.best, self.seconds, self.changes = 0, -math.inf, 0.0, list[str]()
+        self._started = time.perf_counter()
         # Now: the source may change while a long run goes on, and nothing after the last step may fail.
-        self.origin = find_origin(self.fabric.device, options.commit)
+        self.origin, self.run = find_origin(self.fabric.device, options.commit), uuid.uuid4().hex
         self.model = self._build_model()
         self.out.mkdir(parents=True, exist_ok=True)
-        self._step, self.optimizer = self._set_up()
+        step = TrainingStep(self.model, self.train_data.spec.ignore_index, recipe.optim.auxiliary_weight)
+        optimizer = make_optimizer(self.model, recipe.optim, fused=self.fabric.device.type == "cuda")
+        self._execution = Execution(self.fabric, recipe, step, optimizer)
+        self.optimizer = self._execution.optimizer
         self.scored = self.model.with_output_stride(recipe.evaluation.output_stride or recipe.model.output_stride)
-        self._record_graph = recipe.execution == "cuda_graph" and self.fabric.device.type == "cuda"
         if self.last.exists():
             self._resume()
+        self._saved = self.iteration
 
     @property
     def last(self) -> Path:
         """The checkpoint to resume from."""
-        return self.out / "last.pt"
+        return self.folder.last
 
-    def fit(self) -> TrainResult:
-        """Train from where the run stands to the end, evaluate, and write the record."""
-        started = time.perf_counter()
-        total, every = self.recipe.optim.iterations, self.recipe.evaluation.every
-        with ExitStack() as stack:
-            log = stack.enter_context(RunLog(self.out, self.iteration, enabled=self.fabric.is_global_zero))
-            bar = stack.enter_context(self._progress_bar())
-            window = _Window(self.recipe.optim.batch_size)
-            self._train_mode()
-            if self._record_graph:  # now: a loader's thread that calls CUDA meanwhile would spoil the recording
-                self._record(*self._blank_batch())
-            for images, masks in self._loader():
-                window.add(self.step(images, masks))
-                bar.update()
-                saves = self.iteration % self.options.checkpoint_every == 0 or self.iteration == total
-                evaluates = every > 0 and self.iteration % every == 0 and self.iteration < total
-                # What is saved or scored has been looked at: no diverged network is kept.
-                if saves or evaluates or self.iteration % self.options.log_every == 0:
-                    loss, speed = window.close(self.fabric)
-                    lr = poly_lr(self.iteration - 1, self.recipe.optim)
-                    self._stop_if_diverged(loss)
-                    log.write(self.iteration, loss=loss, lr=lr, images_per_second=speed)
-                    bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", img_s=f"{speed:.0f}")
-                if evaluates:
-                    scores = self.evaluate()
-                    log.write(self.iteration, miou=scores.miou, pixel_accuracy=scores.pixel_accuracy)
-                    self._keep_if_best(scores)
-                    window.restart()
-                if saves:
-                    self.seconds, started = self.seconds + time.perf_counter() - started, time.perf_counter()
-                    self.save(self.last)
-                    window.restart()
-            trained = time.perf_counter()
-            scores_by_protocol = self._final_scores()
-            log.write(self.iteration, **{name: scores.miou for name, scores in scores_by_protocol.items()})
-        self._keep_if_best(scores_by_protocol["single scale"])
-        record = make_record(
-            self.recipe,
-            scores_by_protocol,
-            origin=self.origin,
-            devices=self.fabric.world_size,
-            seconds={"training": self.seconds, "evaluation": time.perf_counter() - trained},
-            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
-        )
-        if self.fabric.is_global_zero:
-            write_record(self.out / "record.json", record)
-        return TrainResult(self.model.eval(), scores_by_protocol, record)
-
-    def step(self, images: Tensor, masks: Tensor) -> Tensor:
-        """One optimizer step on a batch of uint8 images (b, 3, h, w) and labels (b, h, w); returns the mean loss."""
-        config = self.recipe.optim
-        seed = np.random.SeedSequence((self.recipe.seed, self.iteration, self.fabric.global_rank))
-        torch.manual_seed(int(seed.generate_state(1)[0]))  # dropout
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["lr_factor"] * poly_lr(self.iteration, config)
-        images = images.to(self.fabric.device, non_blocking=True, memory_format=torch.channels_last)
-        masks = masks.to(self.fabric.device, non_blocking=True)
-        if self._record_graph:
-            self._record(images, masks)
-        total, labeled = self._step(images, masks)
-        loss = total / self._divisor(labeled, masks)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.fabric.backward(loss)
-        if config.clip_norm is not None:
-            self.fabric.clip_gradients(self._step, self.optimizer, max_norm=config.clip_norm, error_if_nonfinite=False)
-        self.optimizer.step()
-        self.iteration += 1
-        return loss.detach()
-
-    def _record(self, images: Tensor, masks: Tensor) -> None:
-        with self._uncached_autocast():
-            self._step.module.record(images, masks)
-        self._record_graph = False
-
-    def _blank_batch(self) -> tuple[Tensor, Tensor]:
-        size = (self.recipe.optim.batch_size // self.fabric.world_size, 3, *self.recipe.data.crop_size)
-        images = torch.zeros(size, dtype=torch.uint8, device=self.fabric.device)
-        return images.contiguous(memory_format=torch.channels_last), images[:, 0].clone()
-
-    def _uncached_autocast(self) -> AbstractContextManager[Any]:
-        """The recipe's precision without autocast's cache of casted weights, which a CUDA graph must not meet."""
-        dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.recipe.precision)
-        return torch.autocast("cuda", dtype, cache_enabled=False) if dtype else nullcontext()
-
-    def _divisor(self, labeled: Tensor, masks: Tensor) -> Tensor | int:
-        if self.recipe.optim.loss_average == "all":
-            return masks.numel()
-        # The same on every rank, so that DDP's mean of gradients is that of the whole batch.
-        mean = self.fabric.all_reduce(labeled.float(), reduce_op="mean")
-        assert isinstance(mean, Tensor)
-        return mean.clamp(min=1)
-
-    def evaluate(self, scales: tuple[float, ...] = (1.0,), flip: bool = False) -> SegmentationScores:
-        """Score the network as it is now on the recipe's evaluation split, under the recipe's precision and stride."""
-        config = self.recipe.evaluation
-        self._stop_unless_finite()
-        with self.fabric.autocast():
-            scores = evaluate(
-                self.scored,
-                self.eval_data,
-                scales,
-                flip,
-                window=config.window,
-                overlap=config.overlap,
-                batch_size=config.batch_size,
-                num_workers=0 if isinstance(self.eval_data, InMemory) else min(self._workers(), 8),
-                progress=self.options.progress,
-            )
-        self._train_mode()
-        return scores
-
-    def save(self, path: Path) -> None:
-        """Write a checkpoint from which the run can resume; one with NaN or infinite values is never written."""
-        self._stop_unless_finite()
-        if self.fabric.is_global_zero:
-            state = {
-                **self._learned(),
-                "scaler": self.fabric.strategy.precision.state_dict(),  # of float16's gradients; else empty
-                "iteration": self.iteration,
-                "best": self.best,
-                "seconds": self.seconds,
-                "data": data_identity(self.train_data),
-            }
-            save_training_state(path, self.recipe, state)
-        self.fabric.barrier()
+    # Set-up
 
     def _check(self) -> None:
         """What can be known to fail later fails now."""
         recipe, ranks = self.recipe, self.fabric.world_size
         recipe_from_dict(json.loads(json.dumps(recipe_to_dict(recipe))))  # as every checkpoint will hold it
+        self._identity = data_identity(self.train_data)
+        here = (self._identity, data_identity(self.eval_data))
+        if any(other != here for other in of_all_ranks(here)):
+            raise ValueError(f"the processes of this run read different data as {recipe.data.name}; give all the same")
         for data in (self.train_data, self.eval_data):
-            if recipe.model.num_classes != data.spec.num_classes:
-                raise ValueError(
-                    f"the network of {recipe.name} tells {recipe.model.num_classes} classes apart, {data.spec.name} "
-                    f"has {data.spec.num_classes}; set model.num_classes"
-                )
-            if len(data) == 0:
-                raise ValueError(f"a split of {data.spec.name} has no images; {recipe.name} needs some")
+            check_classes(recipe.model.num_classes, data)
             if not _has_labels(data):
                 raise ValueError(f"every pixel of a split of {data.spec.name} is ignored; there is nothing to learn")
         if recipe.execution == "compile":
@@ -333,10 +176,11 @@ class Trainer:
             raise ValueError(
                 f"optim.batch_size {recipe.optim.batch_size} cannot be shared equally by {ranks} processes"
             )
-        if self.last.exists() and not self.options.resume:
-            raise FileExistsError(
-                f"{self.out} holds a run already; go on with it (--resume), or choose another folder for this one"
-            )
+        if recipe.precision == "16-mixed" and self.fabric.device.type == "cpu":
+            raise ValueError("precision 16-mixed needs a GPU; take bf16-mixed or 32-true on a CPU")
+        self.folder.refuse_another_run(self.options.resume)
+        if self.fabric.is_global_zero:
+            self.folder.refuse_if_held()
 
     def _build_model(self) -> Segmenter:
         config, start = self.recipe.model, self.recipe.init_from
@@ -368,43 +212,17 @@ class Trainer:
             )
         return path
 
-    def _set_up(self) -> tuple[Any, Any]:
-        """The module and the optimizer of a step, as Fabric wraps them for this device and precision."""
-        config, fused = self.recipe.optim, self.fabric.device.type == "cuda"
-        groups = parameter_groups(self.model, config)
-        optimizer: torch.optim.Optimizer
-        if config.optimizer == "sgd":
-            optimizer = torch.optim.SGD(groups, lr=config.lr, momentum=0.9, fused=fused)
-        else:
-            optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=fused)
-        step: Any = _TrainingStep(self.model, self.train_data.spec.ignore_index, config.auxiliary_weight)
-        if self.recipe.execution == "compile":
-            # In graphs, because the host falls behind kernels so short; not with what other ranks must answer.
-            step = torch.compile(step, options={"triton.cudagraphs": fused and self.fabric.world_size == 1})
-        return self.fabric.setup(step, optimizer)
-
     def _resume(self) -> None:
         recipe, state = load_training_state(self.last)
-        ours, theirs = recipe_to_dict(self.recipe), recipe_to_dict(recipe)
-        if is_folder_name(self.recipe.data.name) and "data" in state:
-            if state["data"] != data_identity(self.train_data):
-                raise CheckpointError(
-                    f"{self.last} was trained on other images or classes than {self.recipe.data.name} has now; "
-                    "restore them, or choose another folder for the run"
-                )
-            theirs["data"]["name"] = ours["data"]["name"]  # a folder may be moved or renamed
-        # How to score may still change, and what is said of a recipe decides nothing.
-        fixed = ours.keys() - {"evaluation", "summary", "notes", "published"}
-        if changed := ", ".join(key for key in ours if key in fixed and ours[key] != theirs[key]):
-            raise CheckpointError(
-                f"{self.last} was trained with another recipe (it differs in: {changed}); "
-                "resume with the recipe it was started with, or choose another folder"
-            )
+        unshared = self.fabric.device.type == "cpu" and not self.recipe.optim.freeze_batch_norm
+        now = {"data": self._identity, "processes": self.fabric.world_size if unshared else None}
+        changes = refuse_changes(self.last, recipe, state, self.recipe, now)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if scaler := state.get("scaler"):
             self.fabric.strategy.precision.load_state_dict(scaler)
         self.iteration, self.best, self.seconds = state["iteration"], state["best"], state.get("seconds", 0.0)
+        self.run, self.changes = state.get("run", self.run), [*state.get("changes", []), *changes]
 
     def _loader(self) -> Any:
         data, optim, fabric = self.recipe.data, self.recipe.optim, self.fabric
@@ -443,6 +261,163 @@ class Trainer:
             for module in self.model.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
+
+    # The loop
+
+    def fit(self) -> TrainResult:
+        """Train from where the run stands to the end, evaluate, and write the record."""
+        first = self.fabric.is_global_zero
+        with ExitStack() as stack:
+            if first:
+                stack.enter_context(self.folder.hold())
+                self._refuse_progress_of_others()
+            self._interruption = stack.enter_context(Interruption())
+            log = stack.enter_context(RunLog(self.out, self.iteration, enabled=first))
+            bar = stack.enter_context(self._progress_bar())
+            try:
+                self._learn(log, bar)
+                return self._finish(log)
+            except Interrupted as interrupted:
+                raise self._stopped(interrupted.number) from None
+            except RuntimeError as error:
+                if self.fabric.world_size > 1 and lost_peer(error):
+                    raise ConnectionError(self._lost()) from error
+                raise
+
+    def _learn(self, log: RunLog, bar: tqdm[Any]) -> None:
+        """Train to the end."""
+        total, every = self.recipe.optim.iterations, self.recipe.evaluation.every
+        self._started, window = time.perf_counter(), Window(self.recipe.optim.batch_size)
+        self._train_mode()
+        self._execution.prepare()
+        for images, masks in self._loader():
+            with self._interruption.deferred():
+                window.add(self.step(images, masks))
+            bar.update()
+            saves = self.iteration % self.options.checkpoint_every == 0 or self.iteration == total
+            evaluates = every > 0 and self.iteration % every == 0 and self.iteration < total
+            if saves or evaluates or self.iteration % self.options.log_every == 0:
+                loss, speed = window.close(self.fabric)
+                lr = poly_lr(self.iteration - 1, self.recipe.optim)
+                self._stop_if_diverged(loss)
+                log.write(self.iteration, loss=loss, lr=lr, images_per_second=speed)
+                bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", img_s=f"{speed:.0f}")
+            if evaluates:
+                scores = self.evaluate()
+                log.write(self.iteration, miou=scores.miou, pixel_accuracy=scores.pixel_accuracy)
+                self._keep_if_best(scores)
+                window.restart()
+            if saves:
+                self._count_seconds()
+                self.save(self.last)
+                window.restart()
+
+    def step(self, images: Tensor, masks: Tensor) -> Tensor:
+        """One optimizer step on a batch of uint8 images (b, 3, h, w) and labels (b, h, w); returns the mean loss."""
+        config = self.recipe.optim
+        seed = np.random.SeedSequence((self.recipe.seed, self.iteration, self.fabric.global_rank))
+        torch.manual_seed(int(seed.generate_state(1)[0]))  # dropout
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["lr_factor"] * poly_lr(self.iteration, config)
+        images = images.to(self.fabric.device, non_blocking=True, memory_format=torch.channels_last)
+        masks = masks.to(self.fabric.device, non_blocking=True)
+        total, labeled = self._execution(images, masks)
+        loss = total / self._divisor(labeled, masks)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(loss)
+        if config.clip_norm is not None:
+            self.fabric.clip_gradients(
+                self._execution.module, self.optimizer, max_norm=config.clip_norm, error_if_nonfinite=False
+            )
+        self.optimizer.step()
+        self.iteration += 1
+        return loss.detach()
+
+    def _divisor(self, labeled: Tensor, masks: Tensor) -> Tensor | int:
+        if self.recipe.optim.loss_average == "all":
+            return masks.numel()
+        # The same on every rank, so that DDP's mean of gradients is that of the whole batch.
+        mean = self.fabric.all_reduce(labeled.float(), reduce_op="mean")
+        assert isinstance(mean, Tensor)
+        return mean.clamp(min=1)
+
+    def evaluate(self, scales: tuple[float, ...] = (1.0,), flip: bool = False) -> SegmentationScores:
+        """Score the network as it is now on the recipe's evaluation split, under the recipe's precision and stride."""
+        config = self.recipe.evaluation
+        self._agree()
+        self._stop_unless_finite()
+        with self.fabric.autocast():
+            scores = evaluate(
+                self.scored,
+                self.eval_data,
+                scales,
+                flip,
+                window=config.window,
+                overlap=config.overlap,
+                batch_size=config.batch_size,
+                num_workers=0 if isinstance(self.eval_data, InMemory) else min(self._workers(), 8),
+                progress=self.options.progress,
+            )
+        self._train_mode()
+        return scores
+
+    def _agree(self) -> None:
+        """What is scored is what is saved: running statistics of the first rank, where they are not synchronized."""
+        if self.fabric.world_size > 1:
+            for buffer in self.model.buffers():
+                dist.broadcast(buffer, 0)
+
+    # What stays on the disk
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint from which the run can resume; one with NaN or infinite values is never written."""
+        self._agree()
+        self._stop_unless_finite()
+        if self.fabric.is_global_zero:
+            self._write(path)
+        self.fabric.barrier()
+
+    def _write(self, path: Path) -> None:
+        state = {
+            **self._learned(),
+            "scaler": self.fabric.strategy.precision.state_dict(),  # of float16's gradients; else empty
+            "iteration": self.iteration,
+            "best": self.best,
+            "seconds": self.seconds,
+            "run": self.run,
+            "processes": self.fabric.world_size,
+            "data": self._identity,
+            "spec": asdict(self.train_data.spec),
+            "changes": self.changes,
+        }
+        save_training_state(path, self.recipe, state)
+        if path == self.last:
+            self._saved = self.iteration
+
+    def _count_seconds(self) -> None:
+        now = time.perf_counter()
+        self.seconds, self._started = self.seconds + now - self._started, now
+
+    def _finish(self, log: RunLog) -> TrainResult:
+        """Score the trained network and write the record."""
+        started = time.perf_counter()
+        scores = self._final_scores()
+        log.write(self.iteration, **{name: found.miou for name, found in scores.items()})
+        self._keep_if_best(scores["single scale"])
+        record = make_record(
+            self.recipe,
+            scores,
+            origin=self.origin,
+            run=self.run,
+            weights=tensors_checksum(self.model.state_dict()),
+            devices=self.fabric.world_size,
+            seconds={"training": self.seconds, "evaluation": time.perf_counter() - started},
+            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            **({"changes": self.changes} if self.changes else {}),
+        )
+        if self.fabric.is_global_zero:
+            write_record(self.folder.record, record)
+        return TrainResult(self.model.eval(), scores, record)
 
     def _final_scores(self) -> dict[str, SegmentationScores]:
         config = self.recipe.evaluation
@@ -494,6 +469,27 @@ class Trainer:
             disable=not (self.options.progress and self.fabric.is_global_zero),
         )
 
+    def _stopped(self, number: int) -> Interrupted:
+        """Save what came after the last checkpoint, on the first rank alone: the others may be elsewhere."""
+        total = self.recipe.optim.iterations
+        message = f"{self.recipe.name} was stopped at iteration {self.iteration} of {total}"
+        if self.fabric.is_global_zero and self.iteration > self._saved:
+            self._count_seconds()
+            try:
+                self._write(self.last)
+            except (CheckpointError, OSError) as error:
+                return Interrupted(number, f"{message}, and {error}")
+        return Interrupted(number, f"{message}; {self.last} is saved, go on with --resume")
+
+    def _refuse_progress_of_others(self) -> None:
+        """Between set-up and here another process may have trained in this folder."""
+        if self.last.exists() and load_training_state(self.last)[1]["iteration"] != self.iteration:
+            raise FileExistsError(f"another process has trained in {self.out} meanwhile; start again with --resume")
+
+    def _lost(self) -> str:
+        kept = f"; go on from {self.last} with --resume" if self.last.exists() else ""
+        return f"another process of {self.recipe.name} ended at iteration {self.iteration}; its message says why{kept}"
+
 
 def _require_compiler() -> None:
     """torch.compile would say it in a traceback of many lines, after the data are loaded."""
@@ -508,27 +504,3 @@ def _require_compiler() -> None:
 def _has_labels(data: LabeledImages) -> bool:
     """Whether a pixel has a label; mostly the first image decides."""
     return any(bool((data[index].mask != data.spec.ignore_index).any()) for index in range(len(data)))
-
-
-class _Window:
-    """Mean loss and speed since the last look, without waiting for the device in between."""
-
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
-        self.restart()
-
-    def restart(self) -> None:
-        self.losses: list[Tensor] = []
-        self.since = time.perf_counter()
-
-    def add(self, loss: Tensor) -> None:
-        self.losses.append(loss)
-
-    def close(self, fabric: Fabric) -> tuple[float, float]:
-        """Mean loss over all ranks, so that they stop together, and images per second; starts the next window."""
-        mean = fabric.all_reduce(torch.stack(self.losses).mean(), reduce_op="mean")
-        assert isinstance(mean, Tensor)
-        loss = mean.item()
-        speed = len(self.losses) * self.batch_size / (time.perf_counter() - self.since)
-        self.restart()
-        return loss, speed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,7 @@ def run(
     overlap: float | None = None,
     batch_size: int = 1,
     device: Device = "auto",
+    allow_code: tuple[str, ...] = (),
     out: Path | None = None,
 ) -> None:
     """Score a checkpoint on a split, class by class. Under torchrun the processes share the images.
@@ -49,6 +51,7 @@ def run(
         overlap: part of a window that the next one shares; by default as its recipe scores it.
         batch_size: images of one size evaluated together.
         device: where to run.
+        allow_code: modules that may be imported where the checkpoint names a context module of somebody's own.
         out: also write the scores to this JSON file.
     """
     find_checkpoint(checkpoint)
@@ -58,7 +61,7 @@ def run(
     from emalab.data.loader import num_cores
     from emalab.evaluation import evaluate
 
-    model, recipe = load_to_score(checkpoint, output_stride)
+    model, recipe = load_to_score(checkpoint, output_stride, allow_code)
     dataset = load_dataset(data or recipe.data.name, split or recipe.data.eval_split, data_root or default_data_root())
     with processes(device) as own_device:
         scores = evaluate(
@@ -78,11 +81,13 @@ def run(
             write_record(out, scores.to_dict())
 
 
-def load_to_score(checkpoint: str, output_stride: int | None) -> tuple[Segmenter, Recipe]:
+def load_to_score(
+    checkpoint: str, output_stride: int | None, allow_code: Sequence[str] = ()
+) -> tuple[Segmenter, Recipe]:
     """The network at the stride that is asked for, or else at that with which its recipe scores."""
     from emalab.checkpoints import load_segmenter, read_recipe
 
-    model, recipe = load_segmenter(checkpoint), read_recipe(checkpoint)
+    model, recipe = load_segmenter(checkpoint, allow_code), read_recipe(checkpoint)
     stride = output_stride or recipe.evaluation.output_stride or model.config.output_stride
     return model.with_output_stride(stride), recipe
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,13 @@ __all__ = ["run"]
 Format = Literal["auto", "safetensors", "onnx"]
 
 
-def run(run: Positional[str], out: Positional[Path], format: Format = "auto", data: str = "") -> None:
+def run(
+    run: Positional[str],
+    out: Positional[Path],
+    format: Format = "auto",
+    data: str = "",
+    allow_code: tuple[str, ...] = (),
+) -> None:
     """Release a finished run as one file: .safetensors for emalab, in half precision with its recipe, scores and
     origin; or .onnx for other programs, with free batch, height and width, compared with the network by onnxruntime.
 
@@ -23,32 +30,36 @@ def run(run: Positional[str], out: Positional[Path], format: Format = "auto", da
         run: the folder of a finished run; for ONNX also a checkpoint, or the name of a shipped network.
         out: the file to write.
         format: by default what the ending of the file says. ONNX takes uint8 RGB images (b, 3, h, w) and gives logits.
+        allow_code: modules that may be imported for a network with a part of your own.
         data: what the network was trained on, and under which terms, for those who download it.
     """
     kind = out.suffix.removeprefix(".") if format == "auto" else format
     if kind not in ("safetensors", "onnx") or out.suffix != f".{kind}":
         raise ValueError(f"a released network is a .safetensors file, or an .onnx file; got {out}")
     if kind == "onnx":
-        _export_onnx(run, out, data)
+        _export_onnx(run, out, data, allow_code)
     else:
         record = _record(Path(run))
-        from emalab.checkpoints import export_segmenter, load_segmenter, read_recipe
+        from emalab.checkpoints import export_segmenter, load_segmenter, read_recipe, read_spec
 
         last = Path(run) / "last.pt"
-        export_segmenter(load_segmenter(last), out, read_recipe(last), _metadata(record, data))
+        spec = read_spec(last)
+        metadata = {**_metadata(record, data), **({"spec": asdict(spec)} if spec else {})}
+        export_segmenter(load_segmenter(last, allow_code), out, read_recipe(last), metadata)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
 
 
-def _export_onnx(run: str, out: Path, data: str) -> None:
+def _export_onnx(run: str, out: Path, data: str, allow_code: tuple[str, ...]) -> None:
     record = _record(Path(run)) if Path(run).is_dir() else {}
     checkpoint = Path(run) / "last.pt" if record else find_checkpoint(run)
-    from emalab.checkpoints import load_segmenter, read_recipe
+    from emalab.checkpoints import load_segmenter, read_recipe, read_spec
     from emalab.data import get_spec
     from emalab.onnx_export import SIZES, export_onnx
 
     recipe = read_recipe(checkpoint)
-    metadata = {**_metadata(record, data), "recipe": recipe.name, "classes": get_spec(recipe.data.name).classes}
-    difference = export_onnx(load_segmenter(checkpoint), out, metadata)
+    spec = read_spec(checkpoint) or get_spec(recipe.data.name)
+    metadata = {**_metadata(record, data), "recipe": recipe.name, "classes": spec.classes}
+    difference = export_onnx(load_segmenter(checkpoint, allow_code), out, metadata)
     print(f"logits as the network's at {len(SIZES)} sizes, to {difference:.1g} of the largest")
 
 
@@ -56,6 +67,9 @@ def _record(run: Path) -> dict[str, Any]:
     if not (run / "record.json").is_file():
         raise FileNotFoundError(f"{run} holds no finished run: record.json is missing; go on with it (--resume)")
     (record,) = load_records(run, "record.json")
+    from emalab.checkpoints import require_one_run
+
+    require_one_run(run / "last.pt", record)
     return record
 
 

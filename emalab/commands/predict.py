@@ -42,6 +42,7 @@ def run(
     output_stride: int | None = None,
     confidence: bool = False,
     device: Device = "auto",
+    allow_code: tuple[str, ...] = (),
 ) -> None:
     """Label the pixels of photographs. Writes NAME.mask.png (palette PNG) and NAME.overlay.png (with a legend).
 
@@ -63,6 +64,7 @@ def run(
         output_stride: pixels per position of the feature map; by default as its recipe scores it.
         confidence: also write NAME.confidence.png, the probability of each pixel's class from black (0) to white (1).
         device: where to run.
+        allow_code: modules that may be imported where the checkpoint names a context module of somebody's own.
     """
     if not photos:
         raise ValueError("emalab predict needs at least one photograph")
@@ -76,7 +78,7 @@ def run(
     find_checkpoint(checkpoint)
     if data:
         check_name(data)
-    labeler = _labeler(checkpoint, data, out, output_stride, device, confidence)
+    labeler = _labeler(checkpoint, data, out, output_stride, device, confidence, allow_code)
     labeler.settings = {
         "max_side": max_side or MAX_SIDES.get(checkpoint),
         "scales": scales,
@@ -90,13 +92,20 @@ def run(
 
 
 def _labeler(
-    checkpoint: str, data: str | None, out: Path, output_stride: int | None, device: Device, confidence: bool
+    checkpoint: str,
+    data: str | None,
+    out: Path,
+    output_stride: int | None,
+    device: Device,
+    confidence: bool,
+    allow_code: tuple[str, ...],
 ) -> _Labeler:
+    from emalab.checkpoints import read_spec
     from emalab.commands.evaluate import load_to_score
     from emalab.data import get_spec
 
-    model, recipe = load_to_score(checkpoint, output_stride)
-    spec = get_spec(data or recipe.data.name)
+    model, recipe = load_to_score(checkpoint, output_stride, allow_code)
+    spec = (read_spec(checkpoint) if data is None else None) or get_spec(data or recipe.data.name)
     if model.config.num_classes != spec.num_classes:
         raise ValueError(
             f"{checkpoint} predicts {model.config.num_classes} classes, and {spec.name} has {spec.num_classes}; "

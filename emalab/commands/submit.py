@@ -27,6 +27,7 @@ def run(
     window: tuple[int, int] | None = None,
     overlap: float | None = None,
     device: Device = "auto",
+    allow_code: tuple[str, ...] = (),
 ) -> None:
     """Predict a split and write it as the benchmark's server or tools take it. Its labels need not be there.
 
@@ -45,6 +46,7 @@ def run(
         window: height and width of sliding windows for large images; by default as its recipe scores it.
         overlap: part of a window that the next one shares; by default as its recipe scores it.
         device: where to run.
+        allow_code: modules that may be imported where the checkpoint names a context module of somebody's own.
     """
     find_checkpoint(checkpoint)
     if data:
@@ -53,7 +55,7 @@ def run(
     from emalab.data.loader import num_cores
     from emalab.submission import write_submission
 
-    model, recipe = load_to_score(checkpoint, output_stride)
+    model, recipe = load_to_score(checkpoint, output_stride, allow_code)
     dataset = load_images(data or recipe.data.name, split, data_root or default_data_root())
     with processes(device) as own_device:
         handed_in = write_submission(

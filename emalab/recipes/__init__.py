@@ -11,6 +11,7 @@ from emalab.recipes.config import (
     OptimConfig,
     Published,
     Recipe,
+    recipe_changes,
     recipe_from_dict,
     recipe_to_dict,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "Published",
     "Recipe",
     "get_recipe",
+    "recipe_changes",
     "recipe_from_dict",
     "recipe_groups",
     "recipe_names",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -17,6 +19,7 @@ __all__ = [
     "OptimConfig",
     "Published",
     "Recipe",
+    "recipe_changes",
     "recipe_from_dict",
     "recipe_to_dict",
 ]
@@ -169,12 +172,22 @@ class Recipe:
         }
         for least, values in ((1, least_one), (0, least_zero)):
             for name, value in values.items():
-                if value < least:
+                if not least <= value < math.inf:
                     raise ValueError(f"recipe {self.name}: {name} must be at least {least}, got {value}")
         if not evaluation.scales or min(evaluation.scales) <= 0:
             raise ValueError(f"recipe {self.name}: evaluation.scales must be positive, got {evaluation.scales}")
+        if len(evaluation.scales) > 64 or max(evaluation.scales) > 16:
+            raise ValueError(
+                f"recipe {self.name}: evaluation.scales must be at most 64 numbers up to 16, got "
+                f"{len(evaluation.scales)} up to {max(evaluation.scales)}"
+            )
         if evaluation.overlap >= 1:
             raise ValueError(f"recipe {self.name}: evaluation.overlap must be below 1, got {evaluation.overlap}")
+        if evaluation.window and min(evaluation.window) * (1 - evaluation.overlap) < 8:
+            raise ValueError(
+                f"recipe {self.name}: windows of {evaluation.window} that share {evaluation.overlap:.2f} of their side "
+                "move on by less than 8 pixels, and scoring would not end; enlarge evaluation.window"
+            )
         for name, value in (("flip", data.flip), ("photometric", data.photometric)):
             if value > 1:
                 raise ValueError(f"recipe {self.name}: data.{name} must be at most 1, got {value}")
@@ -208,22 +221,74 @@ def recipe_from_dict(values: dict[str, Any]) -> Recipe:
 _hints = cache(get_type_hints)  # slow, and a study makes hundreds of recipes
 
 
-def _from_dict(cls: type, values: dict[str, Any], where: str) -> Any:
+def recipe_changes(before: Recipe, after: Recipe) -> dict[str, tuple[Any, Any]]:
+    """The fields in which two recipes differ, by their dotted names, with both values."""
+    one, other = _flat(recipe_to_dict(before)), _flat(recipe_to_dict(after))
+    return {key: (one[key], other[key]) for key in one if one[key] != other[key]}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def _from_dict(cls: type, values: Any, where: str) -> Any:
     hints = _hints(cls)
     if not isinstance(values, dict):
-        raise ValueError(f"{where} must be an object with the fields {', '.join(hints)}; got {values!r}")
-    if unknown := sorted(set(values) - set(hints)):
-        raise ValueError(f"{where} has no field {unknown[0]!r}; fields are {', '.join(hints)}")
-    arguments = {}
-    for key, value in values.items():
-        hint = hints[key]
-        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-            value = _from_dict(hint, value, f"{where}.{key}")
-        elif hint == tuple[Published, ...]:
-            value = tuple(_from_dict(Published, entry, f"{where}.{key}[{i}]") for i, entry in enumerate(value))
-        elif isinstance(value, list):
-            value = tuple(value)
-        elif get_origin(hint) is Literal and value not in (allowed := get_args(hint)):
-            raise ValueError(f"{where}.{key} must be one of {', '.join(map(str, allowed))}; got {value!r}")
-        arguments[key] = value
-    return cls(**arguments)
+        raise ValueError(f"{where} must be an object with the fields {', '.join(hints)}; got {_shown(values)}")
+    if unknown := sorted(map(str, values.keys() - hints.keys())):
+        raise ValueError(f"{where} has no field {_shown(unknown[0])}; fields are {', '.join(hints)}")
+    arguments = {key: _value(hints[key], value, f"{where}.{key}") for key, value in values.items()}
+    try:
+        return cls(**arguments)
+    except TypeError as error:  # a field without a default is missing
+        raise ValueError(f"{where} is incomplete: {error}") from error
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """``value`` as the type that ``hint`` describes."""
+    choices, origin = get_args(hint), get_origin(hint)
+    if dataclasses.is_dataclass(hint):
+        return _from_dict(cast(type, hint), value, where)
+    if origin is Literal:
+        if value not in choices or isinstance(value, bool):
+            raise ValueError(f"{where} must be one of {', '.join(map(str, choices))}; got {_shown(value)}")
+        return value
+    if origin in (Union, UnionType):
+        if value is None and NoneType in choices:
+            return None
+        others = [choice for choice in choices if choice is not NoneType]
+        return _value(str if str in others else others[0], value, where)
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{where} must be a list; got {_shown(value)}")
+        if choices[-1] is not Ellipsis and len(value) != len(choices):
+            raise ValueError(f"{where} must have {len(choices)} values; got {_shown(value)}")
+        kinds = choices[:1] * len(value) if choices[-1] is Ellipsis else choices
+        return tuple(
+            _value(kind, entry, f"{where}[{i}]") for i, (kind, entry) in enumerate(zip(kinds, value, strict=True))
+        )
+    return _plain(hint, value, where)
+
+
+def _plain(kind: type, value: Any, where: str) -> Any:
+    fits = isinstance(value, kind) or (kind is float and isinstance(value, int))
+    if not fits or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{where} must be {_KINDS.get(kind, kind)}; got {_shown(value)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} must be finite; got {value}")
+    if isinstance(value, str) and (len(value) > _LONGEST or any(c != "\n" and not c.isprintable() for c in value)):
+        raise ValueError(f"{where} must be printable text of at most {_LONGEST} characters; got {_shown(value)}")
+    return value
+
+
+_KINDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+_LONGEST = 10_000
+
+
+def _shown(value: Any) -> str:
+    """A value from a file in an error message: short, and without control characters."""
+    text = ascii(value) if isinstance(value, str | int | float | bool | NoneType) else f"a {type(value).__name__}"
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -7,13 +7,18 @@ import json
 import math
 import os
 import pickle
+import sys
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tiny import random_images, tiny_recipe, tiny_segmenter
 
@@ -29,10 +34,15 @@ from emalab.checkpoints import (
     save_training_state,
 )
 from emalab.files import write_atomically
-from emalab.recipes import recipe_to_dict
+from emalab.recipes import recipe_from_dict, recipe_to_dict
 from emalab.segmenter import Segmenter
 
 RECIPE = tiny_recipe(name="mine")
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
 
 
 @pytest.fixture
@@ -183,7 +193,7 @@ class TestBadFiles:
     def test_of_another_library(self, tmp_path: Path) -> None:
         save_file({"a": torch.zeros(2)}, tmp_path / "foreign.safetensors")
         torch.save({"a": torch.zeros(2)}, tmp_path / "foreign.pt")
-        with pytest.raises(CheckpointError, match=r"foreign\.safetensors says nothing of how its network is built"):
+        with pytest.raises(CheckpointError, match=r"foreign\.safetensors has no recipe that says how its network is"):
             load_segmenter(tmp_path / "foreign.safetensors")
         with pytest.raises(CheckpointError, match=r"foreign\.pt was not written by emalab"):
             load_segmenter(tmp_path / "foreign.pt")
@@ -191,10 +201,123 @@ class TestBadFiles:
     @pytest.mark.parametrize("kind", ["pt", "safetensors"])
     @pytest.mark.parametrize("recipe", ["", "no JSON", json.dumps({**recipe_to_dict(RECIPE), "from_the_future": 1})])
     def test_unreadable_recipe(self, kind: str, recipe: str, tmp_path: Path) -> None:
-        path, header = tmp_path / f"odd.{kind}", {"format": checkpoints.FORMAT, "recipe": recipe}
+        path, header = tmp_path / f"odd.{kind}", {"format": "emalab-1", "recipe": recipe}
         torch.save(header, path) if kind == "pt" else save_file({"a": torch.zeros(2)}, path, header)
         with pytest.raises(CheckpointError, match=rf"the recipe in .*odd\.{kind} cannot be read"):
             load_segmenter(path)
+
+    @pytest.mark.parametrize("kind", ["state_file", "release"])
+    def test_flipped_bits(self, kind: str, model: Segmenter, request: pytest.FixtureRequest) -> None:
+        """Whatever bit flips: the file is refused, or the flip lies where it changes nothing, as in padding."""
+        path: Path = request.getfixturevalue(kind)
+        whole, recipe = path.read_bytes(), read_recipe(path)
+        expected = load_segmenter(path).state_dict()
+        for byte in np.random.default_rng(0).integers(0, len(whole), 60):
+            content = bytearray(whole)
+            content[byte] ^= 1 << int(byte) % 8
+            path.write_bytes(content)
+            problem = ""
+            try:
+                loaded = load_segmenter(path)
+            except CheckpointError as error:
+                problem = str(error)
+            if problem:
+                assert path.name in problem
+                assert "\n" not in problem
+            else:
+                assert loaded.config == recipe.model
+                assert all(torch.equal(value, expected[key]) for key, value in loaded.state_dict().items())
+
+    def test_flipped_weight(self, state_file: Path) -> None:
+        """The file is whole to torch, as if somebody had changed a value and written it again."""
+        content = torch.load(state_file, weights_only=True)
+        content["model"]["context.bases"][0, 0] += 1e-3
+        torch.save(content, state_file)
+        with pytest.raises(CheckpointError, match=r"last\.pt is damaged: its content does not have the checksum"):
+            load_training_state(state_file)
+
+    def test_files_from_before_checksums(self, model: Segmenter, tmp_path: Path) -> None:
+        content = {"format": "emalab-1", "recipe": json.dumps(recipe_to_dict(RECIPE)), "model": model.state_dict()}
+        torch.save(content, tmp_path / "old.pt")
+        assert torch.equal(load_segmenter(tmp_path / "old.pt").context.bases, model.context.bases)
+
+    @pytest.mark.parametrize("kind", ["pt", "safetensors"])
+    def test_code_that_a_recipe_names_is_not_imported(
+        self, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "bait.py").write_text(
+            "import torch\nimport pathlib\npathlib.Path(__file__).with_name('trace').touch()\n"
+            "class Gate(torch.nn.Identity):\n    pass\n"
+        )
+        monkeypatch.syspath_prepend(tmp_path)
+        recipe = replace(RECIPE, model=replace(RECIPE.model, context="bait:Gate"))
+        plain, path = tiny_segmenter(context="none"), tmp_path / f"own.{kind}"
+        if kind == "pt":
+            save_training_state(path, recipe, {"model": plain.state_dict()})
+        else:
+            export_segmenter(plain, path, recipe, {})
+        with pytest.raises(CheckpointError, match=r"own.* needs code, bait:Gate, .*--allow-code bait"):
+            load_segmenter(path)
+        assert not (tmp_path / "trace").exists()
+        load_segmenter(path, allow_code=("bait",))
+        assert (tmp_path / "trace").exists()
+        sys.modules.pop("bait")
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"channels": 60_000, "head_channels": 60_000},
+            {"backbone": "resnet50", "output_stride": 16, "backbone_blocks": (900, 900, 900, 900)},
+        ],
+        ids=["wide", "deep"],
+    )
+    def test_a_network_larger_than_its_file_is_not_built(self, changes: dict[str, Any], state_file: Path) -> None:
+        content = torch.load(state_file, weights_only=True) | {"format": "emalab-1"}
+        recipe = replace(RECIPE, model=replace(RECIPE.model, **changes))
+        torch.save(content | {"recipe": json.dumps(recipe_to_dict(recipe))}, state_file)
+        with pytest.raises(CheckpointError, match=r"weights in .*last\.pt do not fit the network of their recipe"):
+            load_segmenter(state_file)
+
+    def test_a_small_file_with_much_in_it(self, state_file: Path, tmp_path: Path) -> None:
+        with zipfile.ZipFile(state_file) as archive, zipfile.ZipFile(tmp_path / "a.pt", "w") as packed:
+            for info in archive.infolist():
+                packed.writestr(info.filename, archive.read(info), zipfile.ZIP_DEFLATED)
+        with pytest.raises(CheckpointError, match=r"a\.pt was refused: its entries are compressed"):
+            load_segmenter(tmp_path / "a.pt")
+        torch.save({"format": "emalab-1", "model": torch.zeros(1).expand(10**9)}, tmp_path / "b.pt")
+        with pytest.raises(CheckpointError, match=r"b\.pt was refused: its tensor model is larger than the file"):
+            load_segmenter(tmp_path / "b.pt")
+
+    @settings(deadline=None, max_examples=200)
+    @given(data=st.data())
+    def test_recipes_of_wrong_types(self, data: st.DataObject) -> None:
+        """Any value of JSON in any field: a recipe, or one line that names the field."""
+        recipe: dict[str, Any] = json.loads(json.dumps(recipe_to_dict(RECIPE)))
+        owner = recipe
+        while isinstance(owner[key := data.draw(st.sampled_from(sorted(owner)))], dict) and data.draw(st.booleans()):
+            owner = owner[key]
+        owner[key] = data.draw(JSON)
+        problem = ""
+        try:
+            recipe_from_dict(recipe)
+        except ValueError as error:
+            problem = str(error)
+        assert problem.isprintable()
+
+    def test_a_recipe_of_brackets(self, tmp_path: Path) -> None:
+        for text in ("[" * 100_000, '{"a":' * 100_000, "x" * 2**21, '{"name": "\\u001b[2J"}', "[]", "3"):
+            torch.save({"format": "emalab-1", "recipe": text}, tmp_path / "a.pt")
+            with pytest.raises(CheckpointError, match=r"the recipe in .*a\.pt cannot be read") as refused:
+                load_segmenter(tmp_path / "a.pt")
+            assert len(str(refused.value)) < 500
+            assert str(refused.value).isprintable()
+
+    def test_weights_that_are_no_numbers(self, model: Segmenter, state_file: Path) -> None:
+        content = torch.load(state_file, weights_only=True) | {"format": "emalab-1"}
+        content["model"]["context.bases"][0, :2] = math.inf
+        torch.save(content, state_file)
+        with pytest.raises(CheckpointError, match=r"last\.pt is of no use: 2 of the \d+ values of context\.bases"):
+            load_segmenter(state_file)
 
     def test_without_a_network(self, tmp_path: Path) -> None:
         save_training_state(tmp_path / "empty.pt", RECIPE, {})

@@ -233,7 +233,7 @@ class TestEvaluate:
 
     def test_data_with_other_classes(self, release: Path, camvid: Path, capsys: Capture) -> None:
         fails("evaluate", release, "--data", "camvid", "--split", "test", "--data-root", camvid)
-        assert "the network tells 5 classes apart, camvid has 11" in message(capsys)
+        assert "the network predicts 5 classes, camvid has 11" in message(capsys)
 
     def test_unknown_split(self, release: Path, capsys: Capture) -> None:
         fails("evaluate", release, "--split", "vall")
@@ -568,10 +568,12 @@ class Gate(nn.Module):
         main(["train", "shapes-tiny", "--model.context", "own_heads:Gate", *short, "--out", str(run)])
         assert "context.weigh.weight" in load_training_state(run / "last.pt")[1]["model"]
         assert json.loads((run / "record.json").read_text())["recipe"]["model"]["context"] == "own_heads:Gate"
-        main(["evaluate", str(run / "last.pt")])
+        fails("evaluate", run / "last.pt")
+        assert "--allow-code own_heads" in message(capsys)
+        main(["evaluate", str(run / "last.pt"), "--allow-code", "own_heads"])
         assert "mIoU" in capsys.readouterr().out
 
         monkeypatch.delitem(sys.modules, "own_heads")
         (tmp_path / "own_heads.py").unlink()
-        fails("evaluate", run / "last.pt")
+        fails("evaluate", run / "last.pt", "--allow-code", "own_heads")
         assert "'own_heads:Gate' cannot be imported" in message(capsys)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, VonMises
 
+from emalab import EMAU
 from emalab.em import e_step, em_attention, log_likelihood, m_step, normalize_bases, reconstruct
 
 CORE = np.load(Path(__file__).parents[1] / "reference" / "em_core.npz")
@@ -472,3 +473,37 @@ def test_a_learned_scale_takes_the_torch_path() -> None:
         torch.testing.assert_close(one, other)
     with pytest.raises(ValueError, match="takes scale as a number"):
         em_attention(x, bases, scale=torch.tensor(2.0), backend="triton")
+
+
+class TestFloat16:
+    """What fits float16 in the result is not lost on the way to it, where sums over positions do not fit."""
+
+    def test_a_dominant_base(self) -> None:
+        x = torch.full((1, 4225, 8), 20.0, dtype=torch.float16)
+        responsibilities = torch.zeros(1, 4225, 2, dtype=torch.float16)
+        responsibilities[..., 0] = 1
+        bases = m_step(x, responsibilities)
+        torch.testing.assert_close(bases[0, 0], torch.full((8,), 20.0, dtype=torch.float16), rtol=2e-3, atol=0)
+        assert not bases[0, 1].any()  # nobody chose it
+
+    @pytest.mark.parametrize("norm", ["l2", "layer", "none"])
+    @pytest.mark.parametrize("size", [1.0, 300.0, 1000.0])
+    def test_is_finite_where_float32_fits(self, size: float, norm: str) -> None:
+        for seed in range(5):
+            generator = torch.Generator().manual_seed(seed)
+            x = size * torch.randn(2, 1089, 64, generator=generator)
+            bases = normalize_bases(torch.randn(8, 64, generator=generator))
+            exact, half = (
+                em_attention(x, bases, norm=norm, scale=1e-2),
+                em_attention(x.half(), bases.half(), norm=norm, scale=1e-2),
+            )
+            assert all(result.abs().max() < 65504 for result in exact)
+            assert all(result.isfinite().all() for result in half)
+
+    def test_the_unit(self) -> None:
+        torch.manual_seed(0)
+        for seed in range(5):
+            features = 300 * torch.randn(1, 64, 33, 33, generator=torch.Generator().manual_seed(seed))
+            unit = EMAU(64, 8).eval()
+            if unit(features).abs().max() < 65504:
+                assert unit.half()(features.half()).isfinite().all()

@@ -115,7 +115,7 @@ class TestEvaluate:
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
     def test_another_number_of_classes(self) -> None:
-        with pytest.raises(ValueError, match="the network tells 3 classes apart, shapes-pooled has 5"):
+        with pytest.raises(ValueError, match="the network predicts 3 classes, shapes-pooled has 5"):
             evaluate(tiny_segmenter(num_classes=3), scenes())
 
     def test_empty_split(self, model: Segmenter) -> None:

@@ -181,3 +181,27 @@ class TestContextOfOnesOwn:
     def test_can_be_imported(self) -> None:
         with pytest.raises(ValueError, match=r"'heads:Gate' cannot be imported: No module named 'heads'.*PYTHONPATH"):
             tiny_segmenter(context="heads:Gate")
+
+
+class TestWhatItTakes:
+    """uint8 in 0–255, or floating point that is normalized already."""
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+    def test_images_come_into_the_type_of_the_weights(self, dtype: torch.dtype) -> None:
+        images = random_images(1, 3, 32, 32)
+        model = tiny_segmenter()
+        expected, logits = model(images), model.to(dtype)(images)
+        torch.testing.assert_close(logits.float(), expected, rtol=0.05, atol=0.1)
+
+    @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int8, torch.bool], ids=str)
+    def test_other_types_are_named(self, dtype: torch.dtype) -> None:
+        with pytest.raises(TypeError, match=f"uint8 images or normalized floating-point ones, got {dtype}"):
+            tiny_segmenter()(random_images(1, 3, 32, 32).to(dtype))
+
+    @pytest.mark.parametrize("training", [False, True])
+    def test_values_that_are_not_normalized(self, training: bool) -> None:
+        """They gave other labels without a word."""
+        images, model = random_images(2, 3, 32, 32), tiny_segmenter().train(training)
+        with pytest.raises(ValueError, match=r"largest value is 255; give uint8 images in 0–255, or call"):
+            model(images.float())
+        model(model.normalize(images))

@@ -156,7 +156,7 @@ def test_others_get_label_maps(tmp_path: Path) -> None:
 
 
 def test_another_number_of_classes(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="the network tells 3 classes apart, shapes-pooled has 5"):
+    with pytest.raises(ValueError, match="the network predicts 3 classes, shapes-pooled has 5"):
         write_submission(tiny_segmenter(num_classes=3), scenes(), "val", tmp_path)
 
 

@@ -18,9 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.fabric import Fabric
+from PIL import Image
 from tiny import CPU, scenes, short_train, tiny_recipe
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
@@ -32,7 +34,7 @@ from emalab.data import Sample
 from emalab.data.shapes import PooledScenes, ShapesDataset
 from emalab.optim import cross_entropy, poly_lr
 from emalab.recipes import EvalConfig, Recipe, recipe_from_dict
-from emalab.results import load_records
+from emalab.results import load_records, read_record
 from emalab.runlog import RunLog, read_log
 from emalab.trainer import Trainer, TrainingDivergedError, TrainResult, train
 
@@ -269,14 +271,52 @@ class TestResume:
         recipe = replace(tiny_recipe(), evaluation=EvalConfig(every=0, scales=(1.0, 2.0)))
         assert set(short_train(recipe, tmp_path, resume=True).scores) == {"single scale", "multi-scale"}
 
+    def test_longer(self, tmp_path: Path) -> None:
+        """A finished run goes on; its record says where the schedule changed."""
+        short_train(tiny_recipe(), tmp_path)
+        result = short_train(tiny_recipe(optim={"iterations": 10}), tmp_path, resume=True)
+        assert load_training_state(tmp_path / "last.pt")[1]["iteration"] == 10
+        assert result.record["changes"] == ["optim.iterations 8 → 10 at iteration 8"]
+        with pytest.raises(CheckpointError, match=r"at iteration 10, .*optim\.iterations: 10 there, 8 here"):
+            short_train(tiny_recipe(), tmp_path, resume=True)
+
+    def test_where_the_data_have_moved(self, tmp_path: Path) -> None:
+        """A folder's content counts, and not where it lies."""
+        for name, images in (("here", "abcd"), ("there", "abcd"), ("other", "abce")):
+            write_folder(tmp_path / name, images)
+        recipe = tiny_recipe(data={"train_split": "train", "eval_split": "train"}, optim={"iterations": 2})
+        recipe = replace(recipe, model=replace(recipe.model, num_classes=2))
+
+        def run(folder: str, **options: Any) -> TrainResult:
+            data = replace(recipe.data, name=f"{tmp_path / folder}/")
+            return train(replace(recipe, data=data), tmp_path / "run", replace(CPU, **options))
+
+        first = run("here")
+        assert run("there", resume=True).scores == first.scores
+        with pytest.raises(CheckpointError, match="was trained on other images or classes than"):
+            run("other", resume=True)
+
     def test_damaged_checkpoint(self, tmp_path: Path) -> None:
         (tmp_path / "last.pt").write_bytes(b"PK half a checkpoint")
         with pytest.raises(CheckpointError, match=r"last\.pt is damaged"):
             short_train(tiny_recipe(), tmp_path, resume=True)
 
     def test_with_another_recipe(self, finished: tuple[Path, TrainResult]) -> None:
-        with pytest.raises(CheckpointError, match=r"another recipe \(it differs in: optim, seed\)"):
+        with pytest.raises(
+            CheckpointError, match=r"another recipe \(optim\.lr: 0\.003 there, 0\.1 here; seed: 0 there, 1 here\)"
+        ):
             short_train(tiny_recipe(seed=1, optim={"lr": 0.1}), finished[0], resume=True)
+
+
+def write_folder(folder: Path, images: str) -> None:
+    """A data set of one's own with two classes and an image for each letter."""
+    for name in ("images", "masks"):
+        (folder / name / "train").mkdir(parents=True)
+    (folder / "classes.yaml").write_text("classes: [plain, striped]\n")
+    for number, letter in enumerate(images):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / "train" / f"{letter}.png")
+        Image.fromarray((pixels[..., 0] > 128).astype(np.uint8)).save(folder / "masks" / "train" / f"{letter}.png")
 
 
 def losses_so_far(folder: Path) -> list[str]:
@@ -336,7 +376,7 @@ class TestErrors:
 
     def test_data_with_another_number_of_classes(self, tmp_path: Path) -> None:
         recipe = tiny_recipe()
-        with pytest.raises(ValueError, match=r"tells 3 classes apart, shapes-pooled has 5; set model\.num_classes"):
+        with pytest.raises(ValueError, match=r"predicts 3 classes, shapes-pooled has 5; set model\.num_classes"):
             short_train(replace(recipe, model=replace(recipe.model, num_classes=3)), tmp_path)
         assert not any(tmp_path.iterdir())
 
@@ -349,11 +389,11 @@ class TestErrors:
     def test_evaluation_data_that_do_not_fit_are_noticed_before_training(self, tmp_path: Path) -> None:
         other = scenes()
         other.spec = replace(other.spec, classes=("a", "b"), palette=((0, 0, 0),) * 2)
-        with pytest.raises(ValueError, match="tells 5 classes apart, shapes-pooled has 2"):
+        with pytest.raises(ValueError, match="predicts 5 classes, shapes-pooled has 2"):
             train(tiny_recipe(), tmp_path / "wrong", CPU, eval_data=other)
         empty = scenes()
         empty.length = 0
-        with pytest.raises(ValueError, match="a split of shapes-pooled has no images; shapes-tiny needs some"):
+        with pytest.raises(ValueError, match="the split of shapes-pooled has no images"):
             train(tiny_recipe(), tmp_path / "empty", CPU, eval_data=empty)
 
     def test_batch_that_ranks_cannot_share(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -437,7 +477,8 @@ class TestErrors:
             monkeypatch.setattr(owner, name, gone)
         with pytest.warns(UserWarning, match="TensorBoard gets no more of this run"):
             result = trainer.fit()
-        assert json.loads((tmp_path / "record.json").read_text()) == json.loads(json.dumps(result.record))
+        written = read_record(tmp_path / "record.json")
+        assert {key: written[key] for key in result.record} == json.loads(json.dumps(result.record))
         assert result.record["commit"] == trainer.origin["commit"]
 
     def test_a_recipe_that_no_checkpoint_can_hold(self, tmp_path: Path) -> None:

@@ -1,0 +1,56 @@
+"""The processes of a run: how they start, what they agree on, and how the end of one is recognized."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+
+from emalab.options import RunOptions
+from emalab.recipes import Recipe
+
+__all__ = ["lost_peer", "make_fabric", "of_all_ranks"]
+
+
+def make_fabric(recipe: Recipe, options: RunOptions) -> Fabric:
+    """Fabric for the devices that are asked for.
+
+    Raises:
+        ValueError: there are none, or the surroundings (torchrun, SLURM) describe other processes than were asked for.
+    """
+    # One process in an allocation of SLURM just runs; Fabric would want it to be started by srun.
+    alone = options.devices * options.num_nodes == 1
+    try:
+        return Fabric(
+            accelerator=options.accelerator,
+            devices=options.devices,
+            num_nodes=options.num_nodes,
+            precision=recipe.precision,
+            plugins=[LightningEnvironment()] if alone else None,
+        )
+    except (RuntimeError, ImportError, ValueError, KeyError) as error:  # Fabric's answers to what is not there
+        reason = str(error).split("\n")[0]
+        if alone:
+            message = f"there is no accelerator {options.accelerator!r} here; take auto or cpu ({reason})"
+        else:
+            message = (
+                f"{options.num_nodes} × {options.devices} processes cannot start here: {reason}; start them with "
+                "torchrun, or with srun and one task for each"
+            )
+        raise ValueError(message) from error
+
+
+def of_all_ranks(value: Any) -> list[Any]:
+    """``value`` of every rank."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def lost_peer(error: RuntimeError) -> bool:
+    """Whether an exchange failed because another process is gone."""
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in ("gloo", "nccl", "peer"))

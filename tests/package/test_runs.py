@@ -1,0 +1,248 @@
+"""The folder of a run: one process at a time, nothing lost when it ends, nothing left of those that were killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import CPU, scenes, short_train, tiny_recipe
+
+from emalab.checkpoints import load_training_state, read_spec, tensors_checksum
+from emalab.cli import main
+from emalab.files import CannotWriteError, write_atomically
+from emalab.interruption import Interrupted, Interruption
+from emalab.results import read_record
+from emalab.runlog import read_log
+from emalab.runs import RunBusyError, RunFolder
+from emalab.trainer import Trainer
+
+TRAIN = ["train", "shapes-tiny", "--accelerator", "cpu", "--no-progress", "--log-every", "1"]
+LONG = [*TRAIN, "--optim.iterations", "100000", "--optim.batch-size", "2", "--data.crop-size", "32", "32"]
+
+
+def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """The command line in a process of its own."""
+    command = [sys.executable, "-m", "emalab", *arguments]
+    return subprocess.Popen(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, stderr=subprocess.PIPE, text=True
+    )
+
+
+def wait_for_steps(folder: Path, process: subprocess.Popen[str], steps: int = 3) -> None:
+    log = folder / "log.jsonl"
+    while process.poll() is None and (not log.exists() or len(log.read_text().splitlines()) < steps):
+        time.sleep(0.02)
+    assert process.poll() is None, process.communicate()[1]
+
+
+class TestOneProcess:
+    def test_a_second_one_is_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """It learns who is there; a kill frees the folder, and leftovers go with the next run."""
+        run = tmp_path / "run"
+        process = start(*LONG, "--out", str(run))
+        try:
+            wait_for_steps(run, process)
+            with pytest.raises(SystemExit) as refused:
+                main([*LONG, "--optim.lr", "0.1", "--out", str(run)])
+            assert refused.value.code == 1
+            error = capsys.readouterr().err
+            assert f"{run} is in use by process {process.pid} on " in error
+            assert error.count("\n") == 1
+        finally:
+            process.kill()
+            process.communicate()
+        for name in (".last.pt.7.tmp", ".record.json.7.tmp"):
+            (run / name).write_bytes(b"half")
+        main([*TRAIN, "--optim.iterations", "2", "--out", str(run)])
+        assert not [path.name for path in run.iterdir() if path.name.startswith(".") or path.name == "run.lock"]
+
+    def test_within_a_process(self, tmp_path: Path) -> None:
+        folder = RunFolder(tmp_path)
+        with folder.hold():
+            with pytest.raises(RunBusyError, match="in use by another run of this process"):
+                folder.refuse_if_held()
+            with pytest.raises(RunBusyError), RunFolder(tmp_path / ".").hold():
+                pass
+        with folder.hold():
+            pass
+        assert not list(tmp_path.iterdir())
+
+    def test_results_of_a_run_that_is_gone(self, tmp_path: Path) -> None:
+        """Its record must not stand beside the weights of another."""
+        short_train(tiny_recipe(), tmp_path)
+        (tmp_path / "last.pt").unlink()
+        for resume in (False, True):
+            with pytest.raises(FileExistsError, match=r"holds the record of a run whose last\.pt is gone"):
+                short_train(tiny_recipe(optim={"lr": 0.1}), tmp_path, resume=resume)
+
+    def test_progress_of_another_between_set_up_and_start(self, tmp_path: Path) -> None:
+        trainer = Trainer(tiny_recipe(), tmp_path, CPU, eval_data=scenes())
+        short_train(tiny_recipe(), tmp_path)
+        with pytest.raises(FileExistsError, match=r"another process has trained in .* meanwhile"):
+            trainer.fit()
+
+
+def test_record_and_weights_name_their_run(tmp_path: Path) -> None:
+    result = short_train(tiny_recipe(), tmp_path)
+    record = read_record(tmp_path / "record.json")
+    states = [load_training_state(tmp_path / name)[1] for name in ("last.pt", "best.pt")]
+    assert {record["run"], *(state["run"] for state in states)} == {result.record["run"]}
+    assert record["weights"] == tensors_checksum(states[0]["model"])
+    again = short_train(tiny_recipe(), tmp_path, resume=True)
+    assert again.record["run"] == record["run"]
+    assert states[0]["spec"]["classes"] == scenes().spec.classes  # a network can be given away with its classes
+
+
+def test_a_record_of_other_weights_is_not_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither the record of another run, nor that of the same run before it went on."""
+    one, other, released = tmp_path / "one", tmp_path / "other", tmp_path / "a.safetensors"
+    short_train(tiny_recipe(), one)
+    short_train(tiny_recipe(optim={"lr": 0.1}), other)
+    main(["export", str(one), str(released)])
+    spec = read_spec(released)
+    assert spec is not None
+    assert (spec.classes, spec.palette) == (scenes().spec.classes, scenes().spec.palette)
+    (other / "record.json").write_bytes((one / "record.json").read_bytes())
+    short_train(tiny_recipe(optim={"iterations": 12}), one, resume=True)
+    (one / "record.json").write_bytes((other / "record.json").read_bytes())
+    for folder in (one, other):
+        with pytest.raises(SystemExit):
+            main(["export", str(folder), str(tmp_path / "b.safetensors")])
+        assert "last.pt and the record beside it are not of one finished run" in capsys.readouterr().err
+    assert not (tmp_path / "b.safetensors").exists()
+
+
+class TestInterruption:
+    @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to hear")
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+    def test_saves_first(self, number: signal.Signals, tmp_path: Path) -> None:
+        """Nothing that has been learned is lost, however far away the next checkpoint was."""
+        run = tmp_path / "run"
+        process = start(*LONG, "--checkpoint-every", "90000", "--num-workers", "1", "--out", str(run))
+        wait_for_steps(run, process)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=240)
+        assert process.returncode == 128 + number
+        iteration = load_training_state(run / "last.pt")[1]["iteration"]
+        assert f"shapes-tiny was stopped at iteration {iteration} of 100000; {run / 'last.pt'} is saved" in error
+        assert error.endswith("go on with --resume\n")
+        assert read_log(run)[-1]["iteration"] in (iteration - 1, iteration)
+
+    def test_never_in_the_middle_of_a_step(self) -> None:
+        done = []
+
+        def steps() -> None:
+            with Interruption() as interruption:
+                with interruption.deferred():
+                    signal.raise_signal(signal.SIGTERM)
+                    done.append("step")
+                done.append("after")
+
+        with pytest.raises(Interrupted):
+            steps()
+        assert done == ["step"]
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+    def test_resumed_as_if_never_stopped(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        short_train(tiny_recipe(), tmp_path / "whole")
+        step = Trainer.step
+
+        def interrupted(trainer: Trainer, *batch: torch.Tensor) -> torch.Tensor:
+            loss = step(trainer, *batch)
+            if trainer.iteration == 3:
+                raise Interrupted(signal.SIGINT)
+            return loss
+
+        with monkeypatch.context() as stopped:
+            stopped.setattr(Trainer, "step", interrupted)
+            with pytest.raises(KeyboardInterrupt, match="stopped at iteration 3 of 8"):
+                short_train(tiny_recipe(), tmp_path / "stopped", checkpoint_every=100)
+        short_train(tiny_recipe(), tmp_path / "stopped", resume=True)
+        one, other = (load_training_state(tmp_path / name / "last.pt")[1] for name in ("whole", "stopped"))
+        assert tensors_checksum(one["model"]) == tensors_checksum(other["model"])
+        assert tensors_checksum(one["optimizer"]) == tensors_checksum(other["optimizer"])
+
+
+class TestDisk:
+    def test_a_full_disk_is_one_line(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """torch reports it as a RuntimeError; the last checkpoint is whole, and the next resume works."""
+        save, calls = torch.save, []
+
+        def full(content: object, path: Path) -> None:
+            calls.append(path)
+            if len(calls) > 1:
+                raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed\nmore")
+            save(content, path)
+
+        command = [*TRAIN, "--optim.iterations", "4", "--checkpoint-every", "2", "--out", str(tmp_path / "run")]
+        with monkeypatch.context() as patched:
+            patched.setattr(torch, "save", full)
+            with pytest.raises(SystemExit) as stopped:
+                main(command)
+        error = capsys.readouterr().err
+        assert stopped.value.code == 1
+        assert "last.pt could not be written: PytorchStreamWriter failed" in error
+        assert error.endswith("; the file from before is whole\n")
+        assert error.count("\n") == 1
+        assert load_training_state(tmp_path / "run" / "last.pt")[1]["iteration"] == 2
+        main([*command, "--resume"])
+
+    @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+    def test_the_system_says_why(self, tmp_path: Path) -> None:
+        def fill(temporary: Path) -> None:
+            with Path("/dev/full").open("w") as device:
+                device.write("x" * 10**6)
+
+        with pytest.raises(CannotWriteError, match=r"a\.json could not be written: No space left on device$"):
+            write_atomically(tmp_path / "a.json", fill)
+
+    def test_a_file_in_place_of_the_folder(self, tmp_path: Path) -> None:
+        (tmp_path / "run").write_text("a file")
+        with pytest.raises(OSError, match="run"):
+            short_train(tiny_recipe(), tmp_path / "run")
+
+
+def test_one_process_in_an_allocation_of_slurm(tmp_path: Path) -> None:
+    """As in a batch script: the variables are there, and srun is not."""
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}
+    process = start(*TRAIN, "--optim.iterations", "2", "--out", str(tmp_path / "run"), **job)
+    _, error = process.communicate(timeout=240)
+    assert process.returncode == 0, error
+    assert json.loads((tmp_path / "run" / "record.json").read_text())["devices"] == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("dies", ["first", "second"])
+def test_when_one_of_two_processes_dies(dies: str, tmp_path: Path) -> None:
+    """The other ends soon, with a message, rather than waiting."""
+    run = tmp_path / "run"
+    process = start(*LONG, "--devices", "2", "--out", str(run))
+    wait_for_steps(run, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    second = next(int(pid) for pid in children if b"emalab" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    os.kill(process.pid if dies == "first" else second, signal.SIGKILL)
+    _, error = process.communicate(timeout=240)  # standard error is shared: it ends when both have ended
+    if dies == "second":
+        assert process.returncode != 0
+    assert "another process of shapes-tiny ended at iteration" in error or "Child process" in error
+
+
+def test_processes_with_different_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emalab.trainer.of_all_ranks", lambda value: [value, ("others", value[1])])
+    with pytest.raises(ValueError, match="processes of this run read different data as shapes-pooled"):
+        short_train(tiny_recipe(), tmp_path / "run")
+
+
+def test_half_precision_on_a_cpu_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="precision 16-mixed needs a GPU"):
+        short_train(replace(tiny_recipe(), precision="16-mixed"), tmp_path / "run")
