@@ -40,7 +40,7 @@ from emalab.data.loader import num_cores
 from emalab.recipes import Recipe, get_recipe
 from emalab.results import write_record
 from emalab.studies import Cell, Study, StudyFolder
-from emalab.studies.engine import StudyOptions, run_study
+from emalab.studies.runner import StudyOptions, run_study
 
 HEADS = {"EMA": "ema", "non-local": "non_local", "plain FCN": "none"}
 RATES = (6.25e-5, 1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3)

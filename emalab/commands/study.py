@@ -12,8 +12,8 @@ from tyro.conf import Positional
 from emalab.commands.environment import default_data_root, visible_gpus
 from emalab.results import write_record
 from emalab.studies.config import Study
-from emalab.studies.engine import Plan, StudyOptions, make_plan, run_study
 from emalab.studies.folder import StudyFolder
+from emalab.studies.runner import Plan, StudyOptions, make_plan, run_study
 from emalab.studies.sources import CATALOG, find_study, load_studies
 
 __all__ = ["run"]
@@ -32,6 +32,7 @@ def run(
     shard: str = "0/1",
     only: tuple[str, ...] = (),
     deadline_seconds: float | None = None,
+    run_deadline_seconds: float | None = None,
     seconds_per_run: float | None = None,
     keep_weights: bool = False,
     commit: str | None = None,
@@ -59,6 +60,8 @@ def run(
             disk. Put the records into one folder afterwards.
         only: labels of the cells to run; all by default.
         deadline_seconds: start no run that is predicted, see below, to end later than this.
+        run_deadline_seconds: end a run that takes longer, and note it as failed; by default 20 times the longest run so
+            far, at least 10 minutes.
         seconds_per_run: prediction; by default the median of all finished runs, on whatever machine.
         keep_weights: keep the trained networks in weights/.
         commit: commit to record; by default that of the running source.
@@ -93,6 +96,7 @@ def run(
         only=only,
         shard=_shard(shard),
         deadline_seconds=deadline_seconds,
+        run_deadline_seconds=run_deadline_seconds,
         seconds_per_run=seconds_per_run,
         keep_weights=keep_weights,
         commit=commit,

@@ -6,8 +6,8 @@ slow.
 """
 
 from emalab.studies.config import Cell, Run, Study, family, override
-from emalab.studies.engine import Outcome, StudyOptions, run_study
 from emalab.studies.folder import StudyFolder
+from emalab.studies.runner import Outcome, StudyOptions, run_study
 from emalab.studies.sources import find_study, load_studies
 
 __all__ = [

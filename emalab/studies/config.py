@@ -38,6 +38,9 @@ class Run:
     study: str
     cell: Cell
     recipe: Recipe
+    question: str = ""
+    test: str = ""
+    """Of the study, where it has them."""
 
     @property
     def name(self) -> str:
@@ -119,7 +122,7 @@ class Study:
                 raise ValueError(f"study {self.name} has no cell {label!r}; {hint}There are: {', '.join(labels)}")
         cells = [cell for cell in self.cells if not only or cell.label in only]
         return [
-            Run(self.name, cell, self.recipe(cell, seed))
+            Run(self.name, cell, self.recipe(cell, seed), self.question, self.test)
             for seed in range(max(cell.seeds for cell in cells))
             for cell in cells
             if seed < cell.seeds

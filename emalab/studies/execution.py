@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
+import logging
 import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -22,11 +23,10 @@ from emalab.runlog import read_log
 from emalab.segmenter import SegmenterConfig
 from emalab.studies.config import Changes, Run, override
 from emalab.studies.folder import StudyFolder
+from emalab.studies.job import StudyOptions
 from emalab.trainer import RunOptions, Trainer, TrainingDivergedError
 
-__all__ = ["Datasets", "Ending", "perform", "score_further"]
-
-Ending = Literal["done", "diverged", "present", "elsewhere"]
+__all__ = ["Datasets", "Trainings", "score_further"]
 
 _LOG_LINES = 20  # in the curve that a record keeps
 _TIMED_STEPS = 20
@@ -57,35 +57,57 @@ class Datasets:
         return self._splits[name, split]
 
 
-def perform(
-    run: Run, folder: StudyFolder, options: RunOptions, datasets: Datasets, *, keep_weights: bool = False
-) -> Ending:
-    """Run it unless it has been run or another process is at it.
+class Trainings:
+    """Trains and scores runs that this process has claimed, and writes their records; keeps the data in memory.
 
-    A run that diverges is a result like any other, with a record that says so. Nothing of the run remains in memory.
-
-    Raises:
-        Whatever `emalab.train` raises but for divergence, and `OSError` where the record cannot be written; then there
-        is no record.
+    Args:
+        folder: of the study.
+        options: where and how.
     """
-    with folder.claim(run) as mine:
-        if not mine:
-            return "elsewhere"
-        if folder.read(run) is not None:
-            return "present"
+
+    def __init__(self, folder: StudyFolder, options: StudyOptions) -> None:
+        self.folder, self.options = folder, options
+        self.datasets = Datasets(options.data_root)
+        for part in ("lightning.fabric", "lightning.pytorch"):  # whose log would repeat the precision for every run
+            logging.getLogger(part).setLevel(logging.WARNING)
+
+    def __call__(self, run: Run, cores: int | None = None) -> dict[str, Any]:
+        """Make the record of a run.
+
+        A run that diverges is a result like any other, with a record that says so. Nothing of the run remains in
+        memory.
+
+        Args:
+            run: what to train.
+            cores: of the CPU, for torch or, beside a GPU, for the loader too; None leaves them as they are.
+
+        Raises:
+            Whatever `emalab.train` raises but for divergence, and `OSError` where the record cannot be written; then
+            there is no record.
+        """
+        if cores is not None:
+            torch.set_num_threads(cores)
+        loaders = (cores or 1) if self.options.gpus else 0
+        self.datasets.threads = loaders
+        settings = RunOptions(
+            self.options.data_root,
+            accelerator=self.options.accelerator,
+            num_workers=loaders,
+            commit=self.options.commit,
+        )
         try:
-            with folder.workspace(run) as workspace:
-                record = _train(run, workspace, options, datasets)
-                if keep_weights and "diverged" not in record:
-                    folder.weights(run).parent.mkdir(exist_ok=True)
-                    (workspace / "last.pt").replace(folder.weights(run))
-            write_record(folder.record(run), record)
+            with self.folder.workspace(run) as workspace:
+                record = _train(run, workspace, settings, self.datasets)
+                if self.options.keep_weights and "diverged" not in record:
+                    self.folder.weights(run).parent.mkdir(exist_ok=True)
+                    (workspace / "last.pt").replace(self.folder.weights(run))
+            write_record(self.folder.record(run), record)
         finally:
             gc.collect()  # a recorded CUDA graph and its module refer to each other
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        folder.clear_failure(run)
-        return "diverged" if "diverged" in record else "done"
+        self.folder.clear_failure(run)
+        return record
 
 
 def _train(run: Run, workspace: Path, options: RunOptions, datasets: Datasets) -> dict[str, Any]:
@@ -107,7 +129,9 @@ def _train(run: Run, workspace: Path, options: RunOptions, datasets: Datasets) -
         datasets.load(data.name, data.eval_split),
     )
     device = trainer.fabric.device
-    told = {"study": run.study, "cell": run.cell.label, "changes": dict(run.cell.changes)}
+    origin = {"study": run.study, "cell": run.cell.label, "changes": dict(run.cell.changes)}
+    if run.question or run.test:
+        origin["preregistered"] = {"question": run.question, "test": run.test, "seeds": run.cell.seeds}
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
@@ -121,7 +145,7 @@ def _train(run: Run, workspace: Path, options: RunOptions, datasets: Datasets) -
             recipe,
             {},
             origin=trainer.origin,
-            **told,
+            **origin,
             diverged=str(error),
             seconds=seconds(),
             log=read_log(workspace),
@@ -130,7 +154,7 @@ def _train(run: Run, workspace: Path, options: RunOptions, datasets: Datasets) -
     evaluations = score_further(trainer, run.cell.evaluations, result.scores["single scale"])
     return {
         **result.record,
-        **told,
+        **origin,
         "evaluations": {label: scores.to_dict() for label, scores in evaluations.items()},
         "peak_memory_bytes": memory,
         "milliseconds_per_step": _time_steps(trainer),

@@ -6,32 +6,31 @@ number of processes may work in one folder, and there is nothing to repair after
 
 from __future__ import annotations
 
-import json
+import errno
+import glob
 import os
+import platform
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import IO, Any, Literal
 
-from emalab.recipes import Recipe, recipe_from_dict
 from emalab.studies.config import Run, Study, same_training
+from emalab.studies.records import CorruptRecordError, first_difference, read_run
 
 __all__ = ["CorruptRecordError", "State", "StudyFolder"]
 
 State = Literal["done", "diverged", "failed", "missing"]
 
 
-class CorruptRecordError(ValueError):
-    """A file that should be the record of a run, and is not; the message names it."""
-
-
 @dataclass(frozen=True)
 class StudyFolder:
-    """Files of the runs in ``root``: ``records/``, ``failures/``, ``claims/``, ``running/`` and ``weights/``."""
+    """Files of the runs in ``root``: ``records/``, ``failures/`` and ``weights/``; while they run, ``claims/``,
+    ``running/`` and ``workers/``."""
 
     root: Path
 
@@ -49,7 +48,7 @@ class StudyFolder:
 
     @contextmanager
     def workspace(self, run: Run) -> Iterator[Path]:
-        """A folder for the run while it lasts, empty at the start, for who holds its claim."""
+        """A folder for the run while it lasts, empty at the start, for the process that holds its claim."""
         path = self.root / "running" / run.name
         shutil.rmtree(path, ignore_errors=True)
         try:
@@ -57,51 +56,84 @@ class StudyFolder:
         finally:
             shutil.rmtree(path, ignore_errors=True)
 
+    def clear_workspace(self, run: Run) -> None:
+        """Remove what a process that was killed has left, unless another one is at the run."""
+        with self.claim(run) as mine:
+            if mine:
+                shutil.rmtree(self.root / "running" / run.name, ignore_errors=True)
+
     @contextmanager
     def claim(self, run: Run) -> Iterator[bool]:
         """Whether this process may run it: no other one does, nor can until the context ends."""
         path = self.root / "claims" / f"{run.name}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
+            mine = not _is_locked(file, keep=True)
+            yield mine
+
+    def is_claimed(self, run: Run) -> bool:
+        """Whether another process is at a run."""
+        with self.claim(run) as mine:
+            return not mine
+
+    @contextmanager
+    def active_worker(self) -> Iterator[None]:
+        """Count this process among the workers of the folder on this machine while the context lasts."""
+        path = self.root / "workers" / f"{_machine()}{os.getpid()}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            _lock(file)
             try:
-                _lock(file)
-            except OSError:
-                yield False
-                return
-            yield True
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+
+    def active_workers(self) -> int:
+        """Workers of the folder on this machine, this process included if it is one; drops what dead ones left."""
+        count = 0
+        for path in (self.root / "workers").glob(f"{glob.escape(_machine())}*.lock"):
+            if path.name == f"{_machine()}{os.getpid()}.lock":  # to open and close it would give up the lock
+                count += 1
+                continue
+            with suppress(FileNotFoundError), path.open("r+b") as file:
+                if _is_locked(file):
+                    count += 1
+                else:
+                    path.unlink(missing_ok=True)
+        return count
 
     def read(self, run: Run) -> dict[str, Any] | None:
         """The record of a run with all evaluations of its cell, or None where it has yet to be made.
 
         Raises:
-            CorruptRecordError: the file is not a record.
-            ValueError: it is the record of another recipe or seed.
+            CorruptRecordError: the file is not a whole record; the message names the field.
+            ValueError: it is the record of another recipe or seed; the message names the first field that differs.
         """
         path = self.record(run)
         if not path.is_file():
             return None
-        record = _parse(path)
-        if not same_training(_recipe(path, record), run.recipe):
+        record, recipe = read_run(path)
+        if not same_training(recipe, run.recipe):
             raise ValueError(
-                f"{path} is the record of another recipe than {run.cell.label!r} of study {run.study}; "
-                "move it away, or choose another folder with --out"
+                f"{path} is the record of another recipe than {run.cell.label!r} of study {run.study} "
+                f"({first_difference(recipe, run.recipe)}); move it away, or choose another folder with --out"
             )
         complete = "diverged" in record or record["evaluations"].keys() >= run.cell.evaluations.keys()
         return record if complete else None
 
-    def set_corrupt_aside(self, runs: Sequence[Run]) -> list[Path]:
-        """Rename each record of ``runs`` that is none to NAME.json.corrupt; returns the new names."""
+    def set_corrupt_aside(self, runs: Sequence[Run]) -> list[str]:
+        """Rename each record of ``runs`` that is none to NAME.json.corrupt; returns what is wrong, and the new name."""
         moved = []
         for run in runs:
             try:
                 self.read(run)
-            except CorruptRecordError:
+            except CorruptRecordError as error:
                 path = self.record(run)
                 aside = path.with_name(path.name + ".corrupt")
                 with self.claim(run) as mine:
                     if mine and path.exists():
                         path.replace(aside)
-                        moved.append(aside)
+                        moved.append(f"{error}; it is now {aside.name}")
         return moved
 
     def state(self, run: Run) -> State:
@@ -148,7 +180,7 @@ class StudyFolder:
         durations = []
         for path in sorted(self.root.glob("records/*.json")):
             try:
-                durations.append(float(_parse(path)["seconds"]["run"]))
+                durations.append(float(read_run(path)[0]["seconds"]["run"]))
             except CorruptRecordError:
                 continue
         return median(durations) if durations else None
@@ -164,6 +196,24 @@ class StudyFolder:
             raise PermissionError(f"{self.root} cannot be written; choose another folder with --out")
 
 
+def _machine() -> str:
+    """This machine in the name of a file, ending in a dash."""
+    return "".join(letter if letter.isalnum() else "-" for letter in platform.node()) + "-"
+
+
+def _is_locked(file: IO[bytes], *, keep: bool = False) -> bool:
+    """Whether another process has locked a file; if not, and with ``keep``, this one has until it closes it."""
+    try:
+        _lock(file)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+            raise  # locks that this file system does not have: nobody's claim
+        return True
+    if not keep:
+        _unlock(file)
+    return False
+
+
 def _lock(file: IO[bytes]) -> None:
     """Lock a file until it is closed; `OSError` where another process has it locked."""
     if sys.platform == "win32":
@@ -176,22 +226,12 @@ def _lock(file: IO[bytes]) -> None:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of this process alone: forked loaders do not hold it
 
 
-def _parse(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CorruptRecordError(f"{path} is not a record: {error}") from error
-    if not isinstance(record, dict):
-        raise CorruptRecordError(f"{path} is not a record: it holds {type(record).__name__}")
-    wanted = {"recipe": dict, "seconds": dict} | ({} if "diverged" in record else {"scores": dict, "evaluations": dict})
-    for key, kind in wanted.items():
-        if not isinstance(record.get(key), kind):
-            raise CorruptRecordError(f"{path} is not a record of a study: {key!r} is missing")
-    return record
+def _unlock(file: IO[bytes]) -> None:
+    if sys.platform == "win32":
+        import msvcrt
 
+        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+    else:
+        import fcntl
 
-def _recipe(path: Path, record: dict[str, Any]) -> Recipe:
-    try:
-        return recipe_from_dict(record["recipe"])
-    except (ValueError, TypeError) as error:
-        raise CorruptRecordError(f"{path} is not a record: {error}") from error
+        fcntl.lockf(file, fcntl.LOCK_UN)

@@ -1,142 +1,99 @@
-"""A process that runs one run after the other: imports, data and the GPU's plans are paid for once."""
+"""A worker: takes one run after the other from the folder of a study; imports and data are paid for once."""
 
 from __future__ import annotations
 
 import faulthandler
-import logging
 import os
 import signal
 import sys
 import traceback
-from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import Connection
+from multiprocessing import parent_process
 from threading import Thread
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from emalab.studies.config import Run
 from emalab.studies.folder import StudyFolder
+from emalab.studies.job import DIVERGED, DONE, FAILED, STARTED, WAITING, Board, Job, Performer, note_failure
 
-if TYPE_CHECKING:  # the process that starts workers imports neither lightning nor timm
-    from emalab.trainer import RunOptions
+__all__ = ["AFTER_FAILURE", "Worker", "share_of_cores", "work"]
 
-__all__ = ["Answer", "LocalWorker", "Task", "Worker"]
-
-
-@dataclass(frozen=True)
-class Task:
-    """What all runs of a worker have in common."""
-
-    folder: StudyFolder
-    options: dict[str, Any]
-    """Arguments of `RunOptions`."""
-    gpu: str | None = None
-    """The one GPU that the process may see, as CUDA_VISIBLE_DEVICES names it; none for all or for the CPU."""
-    threads: int = 1
-    """Cores that are this worker's own."""
-    keep_weights: bool = False
-
-
-class Answer(NamedTuple):
-    """How a run ended: an `Ending` of `emalab.studies.execution`, "failed" or "died"; and why, with the traceback."""
-
-    ending: str
-    why: str = ""
-
-
-class LocalWorker:
-    """Runs in this process, for a chapter or a test: nothing to start, and nothing survives a crash."""
-
-    def __init__(self, task: Task) -> None:
-        from emalab.studies.execution import Datasets
-        from emalab.trainer import RunOptions
-
-        self._task = task
-        self._options: RunOptions = RunOptions(**task.options)
-        forks = self._options.num_workers != 0
-        self._datasets = Datasets(self._options.data_root, task.threads if forks else 0)
-
-    def perform(self, run: Run) -> Answer:
-        """Run it, and say how it ended; exceptions are an answer as well."""
-        from emalab.studies.execution import perform
-
-        try:
-            ending = perform(
-                run, self._task.folder, self._options, self._datasets, keep_weights=self._task.keep_weights
-            )
-            return Answer(ending)
-        except Exception:
-            return Answer("failed", traceback.format_exc())
-
-    def stop(self) -> None:
-        """Nothing to end."""
+AFTER_FAILURE = 75  # exit code of a worker that wants to be replaced
 
 
 class Worker:
-    """Runs in a process of its own, which ends with the one that started it, however that ends."""
+    """Takes runs and leaves records.
 
-    def __init__(self, task: Task) -> None:
-        context = get_context("spawn")  # CUDA does not survive a fork
-        self._connection, inner = context.Pipe()
-        self._process = context.Process(target=_serve, args=(inner, task))
-        self._process.start()
-        inner.close()  # so that its death is heard
-        self._busy = False
+    Args:
+        job: whose runs to take.
+        board: to note them on.
+        slot: which of the job's workers this is.
+        cores: to share with all workers of the folder on this machine; None leaves the number of threads as it is.
+    """
 
-    @property
-    def pid(self) -> int | None:
-        """Process id."""
-        return self._process.pid
+    def __init__(self, job: Job, board: Board, slot: int, cores: int | None) -> None:
+        if job.make_performer is None:
+            from emalab.studies.execution import Trainings
 
-    def perform(self, run: Run) -> Answer:
-        """Run it, and say how it ended; so is the death of the process an answer."""
-        self._busy = True
-        try:
-            self._connection.send(run)
-            answer = self._connection.recv()
-            self._busy = False
-            return answer
-        except (EOFError, OSError):
-            self._process.join()
-            code = self._process.exitcode or 0
-            cause = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            hint = "; did the machine run out of memory?" if cause.endswith("SIGKILL") else ""
-            return Answer("died", f"the process that ran {run.name} {cause}{hint}\n")
-
-    def stop(self) -> None:
-        """End the process, in the middle of a run too; it gets a moment to tidy up."""
-        if self._busy:
-            self._process.terminate()
+            self.perform: Performer = Trainings(job.folder, job.options)
         else:
-            self._connection.close()
-        self._process.join(3)
-        self._process.kill()
-        self._process.join()
+            self.perform = job.make_performer(job.folder, job.options)
+        self.job, self.board, self.slot, self.cores = job, board, slot, cores
+
+    def run_next(self) -> int | None:
+        """Run the first run that nobody else has taken; its index, or None where none would end in time."""
+        for index, run in enumerate(self.job.runs):
+            if self.board.states[index] != WAITING:
+                continue
+            try:
+                with self.job.folder.claim(run) as mine:
+                    if mine and self._is_missing(index, run):
+                        if self.job.is_too_late():
+                            return None
+                        self._perform(index, run)
+            except Exception:
+                note_failure(self.job, self.board, index, traceback.format_exc())
+            self.board.current[self.slot] = -1
+            if self.board.states[index] != WAITING:
+                return index
+        return None
+
+    def _is_missing(self, index: int, run: Run) -> bool:
+        """Whether a run that this process has claimed is still to be made."""
+        states = self.board.states
+        if states[index] == WAITING and (record := self.job.folder.read(run)) is not None:  # made by another study
+            states[index] = DIVERGED if "diverged" in record else DONE
+        return bool(states[index] == WAITING)
+
+    def _perform(self, index: int, run: Run) -> None:
+        job, board = self.job, self.board
+        board.states[index], board.current[self.slot] = STARTED, index
+        record = self.perform(run, None if self.cores is None else share_of_cores(self.cores, job.folder))
+        if "diverged" in record:
+            text, state = "diverged, which is a result", DIVERGED
+        else:
+            score, seconds = record["scores"]["single scale"]["miou"], record["seconds"]["run"]
+            text, state = f"done, {100 * score:.2f} in {seconds:.0f} s", DONE
+        job.report(board.line(index, run, text))
+        board.states[index] = state
 
 
-def _serve(connection: Connection, task: Task) -> None:
-    """The process of a `Worker`: takes runs and answers until nobody asks any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C, too, and ends this process
+def share_of_cores(cores: int, folder: StudyFolder) -> int:
+    """Cores for one worker: equal parts for all workers of the folder on this machine, at least one."""
+    return max(cores // max(folder.active_workers(), 1), 1)
+
+
+def work(job: Job, board: Board, slot: int, gpu: str | None) -> None:
+    """A worker process, from start to end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one hears Ctrl-C, and ends it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # tidies up, which the default does not
     faulthandler.enable()
     Thread(target=_end_with_parent, daemon=True).start()
-    if task.gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = task.gpu
-    import torch
-
-    torch.set_num_threads(task.threads)
-    worker = LocalWorker(task)  # imports lightning, which then lets its log talk
-    for part in ("lightning.fabric", "lightning.pytorch"):  # or every run says which precision it has
-        logging.getLogger(part).setLevel(logging.WARNING)
-    while True:
-        try:
-            run = connection.recv()
-        except EOFError:
-            return
-        answer = worker.perform(run)
-        connection.send(answer)
-        if answer.ending == "failed":
-            return  # what failed may have left memory or the GPU in disorder; the next run gets a fresh process
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    with job.folder.active_worker():
+        worker = Worker(job, board, slot, job.options.cores)
+        while (index := worker.run_next()) is not None:
+            if board.states[index] == FAILED:  # what failed may have left memory or the GPU in disorder
+                sys.exit(AFTER_FAILURE)
 
 
 def _end_with_parent() -> None:

@@ -12,15 +12,14 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from study_workers import Blocked, Instant, Mortal, Unusable, append
 from tiny import scenes, tiny_recipe
 
 from emalab.checkpoints import load_segmenter
@@ -29,11 +28,14 @@ from emalab.data import DataError, load_dataset
 from emalab.data.memory import InMemory
 from emalab.evaluation import evaluate
 from emalab.recipes import Recipe, get_recipe, recipe_from_dict
-from emalab.studies import Cell, Run, Study, StudyFolder, StudyOptions, engine, execution, family, override, run_study
+from emalab.studies import Cell, Study, StudyFolder, StudyOptions, execution, family, job, override, run_study
 from emalab.studies.folder import CorruptRecordError
+from emalab.studies.job import Board, Job
+from emalab.studies.runner import Outcome, make_plan
 from emalab.studies.statistics import student_interval
 from emalab.studies.summary import format_summary, score, summarize, summary_to_dict
-from emalab.studies.worker import Answer, LocalWorker, Task, Worker
+from emalab.studies.supervisor import Supervisor
+from emalab.studies.worker import share_of_cores
 from emalab.trainer import Trainer
 
 CPU = StudyOptions(accelerator="cpu")
@@ -63,7 +65,7 @@ class Said(list[str]):
         self.append(line)
 
 
-def run_tiny(study: Study, out: Path, **options: Any) -> tuple[engine.Outcome, Said]:
+def run_tiny(study: Study, out: Path, **options: Any) -> tuple[Outcome, Said]:
     said = Said()
     return run_study(study, out, replace(CPU, **options), said), said
 
@@ -144,7 +146,7 @@ class TestRuns:
         assert [line["iteration"] for line in record["log"] if "loss" in line] == list(range(1, 31))
         assert names(tmp_path / "weights") == sorted(f"{name}.pt" for name in expected)
         assert names(tmp_path / "running") == []
-        assert run_tiny(study, tmp_path) == (engine.Outcome(), [])  # all is done
+        assert run_tiny(study, tmp_path) == (Outcome(), [])  # all is done
 
     def test_equals_a_run_from_its_record(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -174,8 +176,8 @@ class TestRuns:
         monkeypatch.setattr(execution, "Trainer", remembered)
         threads = []
         for seed in (0, 1):
-            worker = LocalWorker(Task(StudyFolder(tmp_path / str(seed)), {"accelerator": "cpu"}))
-            assert worker.perform(tiny_study().runs()[0]).ending == "done"
+            trainings = execution.Trainings(StudyFolder(tmp_path / str(seed)), CPU)
+            assert "diverged" not in trainings(tiny_study().runs()[0])
             threads.append(len(list(Path("/proc/self/task").glob("*"))))
         gc.collect()
         assert [trainer() for trainer in trainers] == [None, None]
@@ -189,7 +191,7 @@ class TestRuns:
         record = json.loads((tmp_path / "records" / "tiny-lr-1e-30-seed0.json").read_text())
         assert "the loss became" in record["diverged"]
         assert record["scores"] == {}
-        assert run_tiny(study, tmp_path)[0] == engine.Outcome()  # not again
+        assert run_tiny(study, tmp_path)[0] == Outcome()  # not again
         base_row, wild = summarize(study, StudyFolder(tmp_path).records(study)).rows
         assert (wild.diverged, wild.missing, wild.scores) == ([0], [], {})
         assert "diverged: seed 0" in format_summary([base_row, wild])
@@ -220,7 +222,7 @@ class TestRuns:
         """It loses the run that it meets, even its failure report, and nothing else."""
 
         with monkeypatch.context() as patched:
-            for module, name in ((execution, "write_record"), (engine, "write_atomically")):
+            for module, name in ((execution, "write_record"), (job, "write_atomically")):
                 write = getattr(module, name)
                 patched.setattr(module, name, lambda path, content, write=write: full_or(write, path, content))
             outcome, said = run_tiny(tiny_study(), tmp_path)
@@ -235,16 +237,20 @@ class TestRuns:
         run_tiny(study, tmp_path)
         path, whole = tmp_path / "records" / "tiny-seed0.json", tmp_path / "records" / "tiny-seed1.json"
         kept = whole.read_bytes()
-        for text in (path.read_text()[:500], "[]", "{}", '{"recipe": {"nothing": 1}, "seconds": {}, "diverged": ""}'):
+        edited = path.read_text().replace('"miou": 0.', '"miou": 0.9')
+        other = '{"recipe": {"nothing": 1}, "seconds": {}, "diverged": ""}'
+        problem = r"tiny-seed0\.json (is not a (result )?record|was changed after)"
+        for text in (edited, path.read_text()[:500], "[]", "{}", other):
             path.write_text(text)
             folder = StudyFolder(tmp_path)
-            with pytest.raises(CorruptRecordError, match=r"tiny-seed0\.json is not a record"):
+            with pytest.raises(CorruptRecordError, match=problem):
                 folder.read(study.runs()[0])
             assert folder.corrupt(study)[0] == "tiny-seed0.json"
             assert len(folder.records(study)) == 1
         outcome, said = run_tiny(study, tmp_path)
         assert outcome.finished == ["tiny-seed0"]
-        assert "tiny-seed0.json.corrupt: not a record; set aside" in said[0]
+        assert "tiny-seed0.json is not a record" in said[0]
+        assert "it is now tiny-seed0.json.corrupt, and the run is made again" in said[0]
         assert StudyFolder(tmp_path).corrupt(study) == ["tiny-seed0.json.corrupt"]
         assert whole.read_bytes() == kept
 
@@ -261,7 +267,7 @@ class TestRuns:
     def test_shards_share_the_runs(self, tmp_path: Path) -> None:
         study = tiny_study(Cell("base", seeds=5), *(Cell(f"K={k}", {"model.ema.num_bases": k}) for k in (2, 4, 6)))
         folder = StudyFolder(tmp_path)
-        plans = [engine.make_plan(study, folder, replace(CPU, shard=(index, 3))) for index in range(3)]
+        plans = [make_plan(study, folder, replace(CPU, shard=(index, 3))) for index in range(3)]
         assert sorted(run.name for plan in plans for run in plan.runs) == sorted(run.name for run in study.runs())
         assert max(len(plan.runs) for plan in plans) - min(len(plan.runs) for plan in plans) <= 1
         with pytest.raises(ValueError, match="shard 3 of 3: it must be one of 0 to 2"):
@@ -278,9 +284,9 @@ class TestRuns:
         assert (outcome.postponed, len(outcome.finished)) == ([], 2)
 
     def test_plan_predicts_minutes(self, tmp_path: Path) -> None:
-        plan = engine.make_plan(tiny_study(), StudyFolder(tmp_path), replace(CPU, seconds_per_run=60.0))
+        plan = make_plan(tiny_study(), StudyFolder(tmp_path), replace(CPU, seconds_per_run=60.0))
         assert (plan.states, plan.minutes(1), plan.minutes(3)) == (["missing"] * 4, 4.0, 2.0)
-        assert engine.make_plan(tiny_study(), StudyFolder(tmp_path), CPU).minutes(1) is None
+        assert make_plan(tiny_study(), StudyFolder(tmp_path), CPU).minutes(1) is None
 
     def test_missing_data_are_told_before_anything_starts(self, tmp_path: Path) -> None:
         study = Study("streets", "", get_recipe("camvid-lite2"), (Cell("base"),))
@@ -297,125 +303,144 @@ def full_or(write: Any, path: Path, content: Any) -> None:
 
 SCRIPT = """
 if __name__ == "__main__":
-    import pickle, sys
+    import pickle
     from pathlib import Path
-    from emalab.studies import StudyOptions, run_study
-    study = pickle.loads(Path("study").read_bytes())
-    run_study(study, Path("out"), StudyOptions(accelerator="cpu", processes=1), print)
+    from emalab.studies.job import Board
+    from emalab.studies.supervisor import Supervisor
+    job = pickle.loads(Path("job").read_bytes())
+    Supervisor(job, Board.blank(len(job.runs), 1), [None]).run()
+"""
+HOLD = """
+import sys
+from pathlib import Path
+from emalab.studies import StudyFolder
+with StudyFolder(Path("out")).active_worker():
+    print("working", flush=True)
+    sys.stdin.read()
 """
 
 
-def children(pid: int) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid:
-            found.append(int(path.parent.name))
-    return found
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_for(condition: Any, seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
+def wait_for(condition: Any) -> None:
+    """Until it holds; a minute is no measurement but the end of a test that hangs."""
+    for _ in range(3000):
+        if condition():
+            return
         time.sleep(0.02)
+    pytest.fail("waited in vain")
 
 
 class TestProcesses:
-    @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
-    def test_two_studies_in_one_folder_and_one_is_killed(self, tmp_path: Path) -> None:
-        """Two invocations at once, SIGKILL to one of them in the middle of a run, and a third that does the rest."""
-        study, out = tiny_study(iterations=100), tmp_path / "out"
-        (tmp_path / "study").write_bytes(pickle.dumps(study))
-        (tmp_path / "script.py").write_text(SCRIPT)
-        command, environment = [sys.executable, "script.py"], {**os.environ, "OMP_NUM_THREADS": "1"}
-        with (tmp_path / "said").open("w") as said:
-            killed, other = (
-                subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, env=environment, cwd=tmp_path)
-                for _ in range(2)
-            )
-            wait_for(lambda: len(names(out / "running")) == 2 or killed.poll() is not None)
-            workers = children(killed.pid)
-            killed.send_signal(signal.SIGKILL)
-            killed.wait()
-            assert other.wait(timeout=60) == 0, (tmp_path / "said").read_text()
-        wait_for(lambda: not any(map(alive, workers)), 10)
-        records = {path.name: path.read_bytes() for path in (out / "records").iterdir()}
-        done = [line.split()[1] for line in (tmp_path / "said").read_text().splitlines() if ": done" in line]
-        assert len(done) == len(set(done)) == len(records) >= 3  # 4 if the other one came by the killed run later
-        outcome, _ = run_tiny(study, out)
-        assert len(outcome.finished) == 4 - len(records)
-        assert {path.name: path.read_bytes() for path in (out / "records").iterdir() if path.name in records} == records
-        assert len(StudyFolder(out).records(study)) == 4
-        assert names(out / "running") == []
-
-    def test_a_worker_that_dies(self, tmp_path: Path) -> None:
-        worker = Worker(Task(StudyFolder(tmp_path), {"accelerator": "cpu"}))
-        killer = Thread(target=lambda: (time.sleep(0.5), os.kill(worker.pid or 0, signal.SIGKILL)))
-        killer.start()
-        answer = worker.perform(tiny_study().runs()[0])
-        killer.join()
-        assert answer.ending == "died"
-        assert "the process that ran tiny-seed0 was killed by SIGKILL; did the machine run out of memory?" in answer.why
-        worker.stop()
-
-    def test_a_dead_worker_is_replaced(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        started: list[Any] = []
-
-        class Mortal(LocalWorker):
-            def __init__(self, task: Task) -> None:
-                super().__init__(task)
-                started.append(self)
-
-            def perform(self, run: Run) -> Answer:
-                return Answer("died", "killed by SIGSEGV") if len(started) == 1 else super().perform(run)
-
-        monkeypatch.setattr(engine, "Worker", Mortal)
-        outcome, said = run_tiny(tiny_study(), tmp_path, processes=1)
-        assert (outcome.failed, len(outcome.finished), len(started)) == (["tiny-seed0"], 3, 2)
-        assert (tmp_path / "failures" / "tiny-seed0.txt").read_text() == "killed by SIGSEGV"
-        assert said[0] == "1/4 tiny-seed0: failed: killed by SIGSEGV"
+    """Workers do what `study_workers` says instead of training. Nothing is asserted by time."""
 
     @pytest.fixture
-    def _hears_ctrl_c(self) -> Iterator[None]:
-        """Under ``nohup … &`` SIGINT is ignored, and a test that waits for it would wait forever."""
-        before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        yield
-        signal.signal(signal.SIGINT, before)
+    def lines(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setenv("STUDY_LINES", str(tmp_path / "lines"))
+        return tmp_path / "lines"
 
-    @pytest.mark.usefixtures("_hears_ctrl_c")
-    def test_an_interruption_ends_the_workers(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        stopped = []
+    def supervise(self, out: Path, performer: Any, clock: Any = lambda: 0.0, **options: Any) -> tuple[list[int], Any]:
+        """States of the four runs of a study at the end, and the supervisor."""
+        task = Job(StudyFolder(out), tiny_study().runs(), replace(CPU, **options), append, None, performer)
+        board = Board.blank(4, 1)
+        supervisor = Supervisor(task, board, [None], clock)
+        supervisor.run()
+        return list(board.states), supervisor
 
-        class Endless:
-            def __init__(self, task: Task) -> None:
-                self.going = True
+    def test_a_worker_that_is_killed_is_replaced(self, tmp_path: Path, lines: Path) -> None:
+        states, _ = self.supervise(tmp_path / "out", Mortal)
+        assert states == [job.FAILED, job.DONE, job.DONE, job.DONE]
+        failure = (tmp_path / "out" / "failures" / "tiny-seed0.txt").read_text()
+        assert failure == (
+            "tiny-seed0 was lost: its process was killed by SIGKILL; did the machine run out of memory?\n"
+        )
+        told = lines.read_text().splitlines()
+        assert told[0] == f"1/4 tiny-seed0: failed: {failure.strip()}"
+        assert [line.split(":")[0] for line in told[1:]] == [
+            *("2/4 tiny-maintenance-frozen-seed0", "3/4 tiny-seed1", "4/4 tiny-maintenance-frozen-seed1")
+        ]
 
-            def perform(self, run: Run) -> Answer:
-                signal.raise_signal(signal.SIGINT)
-                while self.going:
-                    time.sleep(0.01)
-                return Answer("died", "killed")
+    def test_a_run_that_stalls_is_ended(self, tmp_path: Path, lines: Path) -> None:
+        """By a clock that stands still but for the time that the blocked run takes."""
+        ticks, blocked = iter(range(0, 10**9, 50)), tmp_path / "out" / "blocked"
 
-            def stop(self) -> None:
-                self.going = False
-                stopped.append(self)
+        def clock() -> float:
+            if "failed" in (lines.read_text() if lines.exists() else ""):
+                return 0.0
+            return float(next(ticks)) if blocked.exists() else 0.0
 
-        monkeypatch.setattr(engine, "Worker", Endless)
+        states, _ = self.supervise(tmp_path / "out", Blocked, clock, run_deadline_seconds=100.0)
+        assert states == [job.FAILED, job.DONE, job.DONE, job.DONE]
+        assert "1/4 tiny-seed0: failed: tiny-seed0 took longer than 100 s and was ended" in lines.read_text()
+
+    def test_a_worker_that_cannot_start_is_not_started_for_ever(self, tmp_path: Path, lines: Path) -> None:
+        states, _ = self.supervise(tmp_path / "out", Unusable)
+        assert states == [job.WAITING] * 4
+        assert lines.read_text() == 3 * "worker 1 ended with exit code 3 before it took a run\n"
+
+    @pytest.mark.usefixtures("lines")
+    def test_an_interruption_ends_the_workers(self, tmp_path: Path) -> None:
+        """Ctrl-C comes while the worker is in the middle of a run."""
+        out, held = tmp_path / "out", StudyFolder(tmp_path / "out")
+
+        def clock() -> float:
+            if (out / "blocked").exists():
+                raise KeyboardInterrupt
+            return 0.0
+
         with pytest.raises(KeyboardInterrupt):
-            run_tiny(tiny_study(), tmp_path, processes=1)
-        assert stopped
-        assert names(tmp_path / "failures") == []
+            self.supervise(out, Blocked, clock)
+        assert names(out / "failures") == []
+        assert held.active_workers() == 0
+        assert not held.is_claimed(tiny_study().runs()[0])
+
+    def test_two_studies_in_one_folder_and_one_is_killed(self, tmp_path: Path, lines: Path) -> None:
+        """SIGKILL to the first in the middle of a run, which ends its worker too; the second leaves that run alone."""
+        out, folder = tmp_path / "out", StudyFolder(tmp_path / "out")
+        runs = tiny_study().runs()
+        (tmp_path / "job").write_bytes(pickle.dumps(Job(folder, runs, CPU, append, None, Blocked)))
+        (tmp_path / "script.py").write_text(SCRIPT)
+        path = os.pathsep.join(sys.path)
+        first = subprocess.Popen([sys.executable, "script.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path})
+        try:
+            wait_for((out / "blocked").exists)
+            states, _ = self.supervise(out, Instant)
+            assert states == [job.WAITING, job.DONE, job.DONE, job.DONE]
+            assert folder.is_claimed(runs[0])
+        finally:
+            first.kill()
+            first.wait()
+        wait_for(lambda: not folder.is_claimed(runs[0]))  # its worker has ended as well
+        kept = {run.name: folder.record(run).read_bytes() for run in runs[1:]}
+        assert self.supervise(out, Instant)[0] == [job.DONE] * 4
+        assert {run.name: folder.record(run).read_bytes() for run in runs[1:]} == kept
+        performed = (out / "performed").read_text().split()
+        assert sorted(performed) == sorted(run.name for run in runs)
+        assert lines.exists()
+
+    def test_studies_in_one_folder_share_the_cores(self, tmp_path: Path) -> None:
+        """A worker of another study takes half of them while it lasts, and not even a killed one is counted on."""
+        folder = StudyFolder(tmp_path / "out")
+        with folder.active_worker():
+            assert share_of_cores(8, folder) == 8
+            other = subprocess.Popen(
+                [sys.executable, "-c", HOLD], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+            try:
+                assert other.stdout is not None
+                assert other.stdout.readline() == b"working\n"
+                assert (share_of_cores(8, folder), share_of_cores(1, folder)) == (4, 1)
+            finally:
+                other.kill()
+                other.communicate()
+            assert share_of_cores(8, folder) == 8
+        assert names(tmp_path / "out" / "workers") == []
+
+    def test_one_process_trains(self, tmp_path: Path, lines: Path) -> None:
+        """The same records as in this process, from the workers that `emalab study` starts."""
+        data = replace(base().data, train_split="train/held-out", eval_split="val/held-out")  # 20 scenes to score
+        study = Study("tiny", "", replace(base(), data=data), (Cell("base", seeds=1),))
+        outcome = run_study(study, tmp_path / "out", replace(CPU, processes=1), append)
+        assert outcome == Outcome(finished=["tiny-seed0"])
+        assert lines.read_text().startswith("1/1 tiny-seed0: done, ")
 
 
 class TestInMemory:
@@ -518,8 +543,8 @@ class TestCommand:
         """As behind nohup and &."""
 
         def run(*_: object) -> None:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(10)
+            signal.raise_signal(signal.SIGTERM)
+            pytest.fail("the signal was not heard")
 
         monkeypatch.setattr("emalab.commands.study.run_study", run)
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
