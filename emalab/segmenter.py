@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from emalab.architecture import EMAConfig, NonLocalConfig, SegmenterConfig
 from emalab.backbones import build_backbone
@@ -179,7 +180,8 @@ class Segmenter(nn.Module):
 
 def _refuse_unnormalized(images: Tensor) -> None:
     """Values of 0–255 in floating point would give other labels without a word."""
-    if torch.compiler.is_compiling() or images.is_meta or not images.numel():
+    without_values = images.is_meta or isinstance(images, FakeTensor)
+    if torch.compiler.is_compiling() or without_values or not images.numel():
         return
     largest = images.detach().abs().amax().item()
     if largest > _LARGEST_NORMALIZED:

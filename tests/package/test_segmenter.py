@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from tiny import random_images, tiny_segmenter
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.models.segmentation.deeplabv3 import ASPP
 
 from emalab.modules import EMAU, ConvNormAct, NonLocal2d
@@ -205,3 +206,8 @@ class TestWhatItTakes:
         with pytest.raises(ValueError, match=r"largest value is 255; give uint8 images in 0–255, or call"):
             model(images.float())
         model(model.normalize(images))
+
+    def test_tensors_without_values_pass(self) -> None:
+        """Tools count operations on fake tensors, which have a shape and no values to look at."""
+        with FakeTensorMode():
+            assert tiny_segmenter()(torch.zeros(1, 3, 32, 32)).shape[-2:] == (32, 32)
