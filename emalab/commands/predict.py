@@ -47,10 +47,10 @@ def run(
     """Label the pixels of photographs. Writes NAME.mask.png (palette PNG) and NAME.overlay.png (with a legend).
 
     Animated images and videos are labeled frame by frame: NAME.masks/ and NAME.overlay.webp or .mp4; videos need PyAV
-    (pip install av). Files that an earlier run wrote (*.mask.png, *.overlay.*, …) are not taken as photographs.
+    (pip install av). Files that an earlier run wrote (NAME.mask.png and so on) are not taken as photographs.
 
     Args:
-        photos: files, folders, which are searched with their subfolders, or patterns in quotes such as "day*/*.jpg".
+        photos: files, folders, which are searched with their subfolders, or patterns in quotes such as ``"day*/*.jpg"``.
         checkpoint: a .pt or .safetensors file, or the name of a shipped network.
         data: data set whose classes and colors to use; by default the one it was trained on.
         out: folder for the results; those of a folder keep its subfolders.
