@@ -50,7 +50,7 @@ def run(
     (pip install av). Files that an earlier run wrote (NAME.mask.png and so on) are not taken as photographs.
 
     Args:
-        photos: files, folders, which are searched with their subfolders, or patterns in quotes such as ``"day*/*.jpg"``.
+        photos: files, folders with all that is below them, or patterns in quotes such as ``"day*/*.jpg"``.
         checkpoint: a .pt or .safetensors file, or the name of a shipped network.
         data: data set whose classes and colors to use; by default the one it was trained on.
         out: folder for the results; those of a folder keep its subfolders.

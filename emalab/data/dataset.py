@@ -86,9 +86,10 @@ class LabeledImages(Dataset[Sample], ABC):
 def data_identity(dataset: LabeledImages) -> str:
     """What a data set is, whatever folder it lies in: a hash of its classes and of the names of its samples, in order.
 
-    Samples without a name of their own, such as generated ones, count by the name of the data set and their number.
+    Samples without a name of their own, such as generated ones, count by the name of the data set and their number; so
+    do those of a data set that is no `LabeledImages` but has ``spec``, a length and samples.
     """
-    spec, names = dataset.spec, dataset.sample_names()
+    spec, names = dataset.spec, dataset.sample_names() if isinstance(dataset, LabeledImages) else None
     which: object = [spec.name, len(dataset)] if names is None else list(names)
     text = json.dumps([spec.classes, spec.ignore_index, which])
     return hashlib.sha256(text.encode()).hexdigest()
@@ -121,7 +122,7 @@ class SegmentationDataset(LabeledImages):
         names: Sequence[str] | None = None,
     ) -> None:
         self.spec = spec
-        self.pairs: Sequence[FilePair] = [FilePair(*pair) for pair in pairs]
+        self.pairs: Sequence[FilePair] = [FilePair(*map(Path, pair)) for pair in pairs]
         if labels is None:
             labels = {label: label for label in (*range(spec.num_classes), spec.ignore_index)}
         self._table, self._colors = lookup_table(labels), colors
