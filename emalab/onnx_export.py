@@ -30,8 +30,8 @@ def export_onnx(model: Segmenter, path: Path, metadata: Mapping[str, Any] | None
     b, h and w are free. Normalization is part of the graph. The file is run by onnxruntime on random images of `SIZES`
     first, and kept only if its logits are those of the network.
 
-    The graph is traced. ``torch.export`` with free sizes takes minutes for networks that pad as TensorFlow does: the
-    padding of each layer is a formula of the sizes of the one before.
+    The graph is traced, which takes seconds. ``torch.export`` with free sizes takes minutes for the shipped network and
+    spends them on bounds of symbolic sizes.
 
     Args:
         model: in any mode, float32.
