@@ -32,8 +32,17 @@ def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
     """The command line in a process of its own."""
     command = [sys.executable, "-m", "emalab", *arguments]
     return subprocess.Popen(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, stderr=subprocess.PIPE, text=True
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background, SIGINT is ignored, and so it would be in every process they start.
+        preexec_fn=None if sys.platform == "win32" else _hear_interrupts,
     )
+
+
+def _hear_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for_steps(folder: Path, process: subprocess.Popen[str], steps: int = 3) -> None:
