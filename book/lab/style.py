@@ -7,13 +7,17 @@ distinct for readers who see no red, no green or no blue; ``tests/book/test_styl
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 
 import matplotlib.pyplot as plt
 import numpy as np
 from cycler import cycler
 from IPython import get_ipython
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection, QuadMesh
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 __all__ = ["BASES", "GRADIENTS", "METHODS", "MUTED", "SYMBOLS", "use"]
@@ -91,7 +95,8 @@ def _svg(figure: Figure) -> str | None:
     if draws_pixels(figure):
         return None
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    about = {"Date": None, "Description": _note(figure)}
+    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata=about)
     return buffer.getvalue()
 
 
@@ -107,7 +112,15 @@ def _jpeg(figure: Figure) -> bytes | None:
         return None
     buffer = io.BytesIO()
     image = Image.open(io.BytesIO(picture)).convert("RGB")
-    image.save(buffer, "JPEG", quality=88, subsampling=0)
+    density = (PIXELS_PER_INCH, PIXELS_PER_INCH)
+    image.save(
+        buffer,
+        "JPEG",
+        quality=88,
+        subsampling=0,
+        dpi=density,
+        comment=_note(figure),
+    )
     return buffer.getvalue()
 
 
@@ -115,5 +128,29 @@ def _pixels(figure: Figure) -> bytes | None:
     if not draws_pixels(figure):
         return None
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight")
+    about = {"Description": _note(figure)}
+    figure.savefig(buffer, format="png", bbox_inches="tight", metadata=about)
     return buffer.getvalue()
+
+
+def smallest_text(figure: Figure) -> float | None:
+    """Size of the smallest text that a figure shows, in points; None if it shows none."""
+    figure.canvas.draw()  # writes the labels of ticks
+    return min(_sizes_of_text(figure), default=None)
+
+
+def _sizes_of_text(artist: Artist) -> Iterator[float]:
+    if not artist.get_visible():
+        return
+    if isinstance(artist, Text) and artist.get_text().strip():
+        yield float(artist.get_fontsize())
+    for part in artist.get_children():
+        off = isinstance(artist, Axes) and not artist.axison
+        if not (off and part in (artist.xaxis, artist.yaxis)):
+            yield from _sizes_of_text(part)
+
+
+def _note(figure: Figure) -> str:
+    """What the build reads to keep the text of figures readable on a phone."""
+    size = smallest_text(figure)
+    return "" if size is None else f"smallest text {size:g} pt"

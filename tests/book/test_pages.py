@@ -131,9 +131,24 @@ def test_page_is_whole_and_readable(name: str, browser: Browser, address: str) -
         assert not _axe(page, runOnly=["color-contrast"])
 
 
-def test_search_finds_a_term(browser: Browser, address: str) -> None:
-    with Visit(browser, address, "search", **DESK) as visit:
-        visit.page.goto(f"{address}/search.html?q=responsibilities")
-        visit.page.wait_for_selector("ul.search li a", timeout=120_000)
-        found = visit.page.locator("ul.search li a").all_inner_texts()
-        assert any("EM attention" in title for title in found)
+def search(browser: Browser, page: str, query: str) -> list[str]:
+    """Where the results of a search lead, the best first."""
+    opened = browser.new_page()
+    opened.goto(f"{page}?q={query}")
+    opened.wait_for_function("document.querySelector('#search-results h2')?.innerText === 'Search Results'")
+    found = opened.locator("ul.search li > a").evaluate_all("links => links.map(link => link.getAttribute('href'))")
+    opened.close()
+    return [str(link) for link in found]
+
+
+def test_search_puts_the_chapter_with_the_term_in_a_heading_first(browser: Browser, address: str) -> None:
+    assert search(browser, f"{address}/search.html", "K-means")[0].startswith("book/em_attention.html")
+
+
+def test_search_works_on_pages_opened_as_files(browser: Browser) -> None:
+    assert search(browser, (HTML / "search.html").as_uri(), "K-means")[0].startswith("book/em_attention.html")
+
+
+def test_search_finds_prose_and_no_code(browser: Browser, address: str) -> None:
+    assert any("em_attention" in link for link in search(browser, f"{address}/search.html", "responsibilities"))
+    assert not search(browser, f"{address}/search.html", "set_yticks")

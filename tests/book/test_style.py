@@ -70,3 +70,20 @@ def test_lines_are_drawn_as_svg_and_images_as_pixels() -> None:
         drawn = [style.draws_pixels(figure) for figure in (lines, pictures, cloud)]
         plt.close("all")
     assert drawn == [False, True, True]
+
+
+def test_the_smallest_text_is_what_can_be_seen() -> None:
+    """Texts that are hidden, empty, or labels of axes that are switched off do not count."""
+    figure, (shown, off) = plt.subplots(1, 2)
+    shown.set_title("title", fontsize=12)
+    shown.tick_params(labelsize=8)
+    shown.text(0.5, 0.5, "hidden", fontsize=3, visible=False)
+    shown.text(0.5, 0.5, " ", fontsize=3)
+    off.tick_params(labelsize=2)
+    off.axis("off")
+    assert style.smallest_text(figure) == 8
+    shown.axis("off")
+    assert style.smallest_text(figure) == 12
+    shown.set_title("")
+    assert style.smallest_text(figure) is None
+    plt.close(figure)

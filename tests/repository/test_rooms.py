@@ -17,7 +17,19 @@ FOLDERS = {
     "package": ("emalab", ["emalab"]),
     "lab": ("book/lab", ["lab"]),
     "experiments": ("book/experiments", ["experiments"]),
-    "site": ("book/site", ["build", "chapters", "api_reference", "launch", "plain_pages"]),
+    "site": (
+        "book/site",
+        [
+            "build",
+            "chapters",
+            "api_reference",
+            "launch",
+            "plain_pages",
+            "readable_figures",
+            "reading_time",
+            "search_prose",
+        ],
+    ),
     "pages": ("book/*.ipynb", []),
     "tests": ("tests", [path.stem for path in (ROOT / "tests").rglob("*.py")]),
 }
