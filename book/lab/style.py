@@ -15,6 +15,7 @@ from cycler import cycler
 from IPython import get_ipython
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.collections import PathCollection, QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -144,9 +145,9 @@ def _sizes_of_text(artist: Artist) -> Iterator[float]:
         return
     if isinstance(artist, Text) and artist.get_text().strip():
         yield float(artist.get_fontsize())
+    off = isinstance(artist, Axes) and not artist.axison
     for part in artist.get_children():
-        off = isinstance(artist, Axes) and not artist.axison
-        if not (off and part in (artist.xaxis, artist.yaxis)):
+        if not (off and isinstance(part, Axis)):
             yield from _sizes_of_text(part)
 
 

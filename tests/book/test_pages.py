@@ -5,16 +5,17 @@ from __future__ import annotations
 import gzip
 import shutil
 import threading
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import pytest
 import yaml
+from page_metrics import Metrics, measure
 from playwright.sync_api import Browser, Page, Request, ViewportSize, sync_playwright
 from table_of_contents import toc_entries
 
@@ -25,7 +26,14 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 MEGABYTES = 3  # that a page may weigh, with all it loads
 COMPRESSED = {".css", ".html", ".js", ".json", ".svg"}
 PHONE: ViewportSize = {"width": 390, "height": 844}
-DESK: ViewportSize = {"width": 1440, "height": 900}
+DESK: ViewportSize = {"width": 1300, "height": 900}
+# Pages that are still to be rewritten.
+NOT_YET = {
+    *("book/pixels", "book/non_local", "book/em_attention", "book/ema_unit", "book/first_training_run"),
+    *("book/own_experiments", "book/bases", "book/gradients", "book/datasets", "book/evaluation"),
+    *("book/train_voc", "book/train_context", "book/train_coco_stuff", "book/results", "book/keeping_bases"),
+    *("book/how_many", "book/gradient_study", "book/cost", "book/reproductions", "book/beyond"),
+}
 
 pytestmark = pytest.mark.skipif(
     not (HTML / "index.html").exists(), reason="the book is not rendered; `make book` does it"
@@ -108,27 +116,71 @@ def _axe(page: Page, **options: Any) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_page_is_whole_and_readable(name: str, browser: Browser, address: str) -> None:
-    """Nothing complains, formulas are typeset without a network, all fits, and color and markup shut nobody out."""
-    with Visit(browser, address, name, **DESK) as visit:
-        page = visit.page
-        assert not visit.errors
-        assert visit.bytes < MEGABYTES * 2**20, f"{visit.bytes / 2**20:.1f} MiB"
-        raw = "[...document.querySelectorAll('.math')].filter(m => !m.querySelector('mjx-container')).length"
-        assert page.evaluate(raw) == 0, "formulas are not typeset"
-        assert page.locator("mjx-merror").count() == 0
+class Report(NamedTuple):
+    """All that one visit of a page finds."""
+
+    errors: list[str]
+    megabytes: float
+    raw_formulas: int
+    overflow: dict[int, int]  # by width of the window, pixels
+    cut_formulas: list[str]  # on a phone
+    violations: list[str]  # of axe's rules, in the light and in the dark
+    metrics: Metrics
+
+
+_RAW = """[...document.querySelectorAll('.math')].filter(math => !math.querySelector('mjx-container')).length
+    + document.querySelectorAll('mjx-merror').length"""
+_CUT = """[...document.querySelectorAll('mjx-container[display=true]')]
+    .filter(node => node.checkVisibility({ visibilityProperty: true }) && node.scrollWidth > node.clientWidth + 1)
+    .map(node => `${node.scrollWidth - node.clientWidth} pixels: ${node.closest('[id]')?.id}`)"""
+
+
+def visit(browser: Browser, address: str, name: str) -> Report:
+    """Open a page once, and look at it on a wide screen, on a phone, and in the dark."""
+    with Visit(browser, address, name, **DESK) as opened:
+        page, overflow = opened.page, {}
+        metrics, raw = measure(page), page.evaluate(_RAW)
         for viewport in (DESK, PHONE):
             page.set_viewport_size(viewport)
-            overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
-            assert overflow <= 0, f"{overflow} pixels wider than {viewport['width']}"
+            overflow[viewport["width"]] = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+        cut = page.evaluate(_CUT)
         page.set_viewport_size(DESK)
         page.evaluate(f"() => {{{_REPEATS}}}")
         page.evaluate((files("axe_playwright_python") / "axe.min.js").read_text())
-        assert not _axe(page)
+        violations = _axe(page)
         page.evaluate("document.documentElement.dataset.theme = 'dark'")
         page.wait_for_timeout(400)  # colors fade from one theme to the other
-        assert not _axe(page, runOnly=["color-contrast"])
+        violations += _axe(page, runOnly=["color-contrast"])
+        return Report(opened.errors, opened.bytes / 2**20, raw, overflow, cut, violations, metrics)
+
+
+@pytest.fixture(scope="module")
+def report(browser: Browser, address: str) -> Callable[[str], Report]:
+    """What a visit of a page finds; each page is opened once for all tests."""
+    return cache(partial(visit, browser, address))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_is_whole_and_readable(name: str, report: Callable[[str], Report]) -> None:
+    """Nothing complains, formulas are typeset without a network, all fits, and color and markup shut nobody out."""
+    found = report(name)
+    assert not found.errors
+    assert found.megabytes < MEGABYTES
+    assert found.raw_formulas == 0, "formulas are not typeset"
+    assert {width: pixels for width, pixels in found.overflow.items() if pixels > 0} == {}
+    assert not found.violations
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_is_told_well(name: str, report: Callable[[str], Report]) -> None:
+    """Code is short and rare, the first screen has a figure, and text in figures is legible; see `page_metrics`."""
+    found = report(name)
+    faults = found.metrics.faults(chapter=(ROOT / f"{name}.ipynb").exists())
+    faults += [f"a formula is cut on a phone, {formula}" for formula in found.cut_formulas]
+    if name in NOT_YET:
+        assert faults, f"{name} holds by now: take it off the list NOT_YET"
+    else:
+        assert not faults
 
 
 def search(browser: Browser, page: str, query: str) -> list[str]:
