@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from lab import ablation
 from lab.ablation import STUDIES
 
 from emalab.studies import StudyFolder
-from emalab.studies.statistics import student_interval
+from emalab.studies.statistics import Interval, student_interval
 
 
 def test_differences_are_those_of_the_records() -> None:
@@ -28,10 +29,36 @@ def test_differences_are_those_of_the_records() -> None:
         differences.append(learned.scores[seed] - base.scores[seed])
     assert learned.difference == student_interval(differences)
     assert base.difference.num_values == 0
-    text = ablation.table(found, {"learned": "by gradient"})
-    (line,) = (line for line in text.splitlines() if line.startswith("by gradient"))
-    assert line.split()[2:5] == ["5", f"{learned.mean.mean:.2f}", f"{learned.difference.mean:+.2f}"]
-    assert f"{len(found.records)} runs" in text
+
+
+def test_a_verdict_table_says_better_where_the_interval_excludes_zero() -> None:
+    """A row for every cell; the baseline has no difference; the words and the bold rows follow the interval shown."""
+    found = ablation.findings("shapes-maintenance")
+    html = ablation.verdict_table(found, "scenes", {"learned": "by gradient"}).to_html()
+    texts = [re.sub(r"<.*?>", "", row).split() for row in html.split("<tr>")[2:]]
+    assert len(texts) == len(found.rows)
+    (learned,) = (" ".join(text) for text in texts if text[:2] == ["by", "gradient"])
+    assert f"5 {found.row('learned').mean.mean:.1f} {ablation.interval_text(found.row('learned').pooled)}" in learned
+    assert [text[-1] for text in texts].count("better") == 1
+    assert [text[-1] for text in texts].count("baseline") == 1
+    style = ablation.verdict_table(found, "scenes", differences={"frozen": Interval(-2.0, -3.0, -1.0, 5)})
+    bold = {row for (row, _), props in style._compute().ctx.items() if ("font-weight", "bold") in props}
+    labels = [row.label for row in found.rows]
+    assert bold == {labels.index("learned"), labels.index("frozen")}
+
+
+@pytest.mark.parametrize(
+    ("interval", "words", "text"),
+    [
+        (Interval(-0.15, -1.534, 1.23, 5), "no detectable difference", "−0.15 [−1.53, +1.23]"),
+        (Interval(-13.76, -14.36, -13.16, 3), "worse", "−13.8 [−14.4, −13.2]"),
+        (Interval(2.0, 1.0, 3.0, 3), "better", "+2.00 [+1.00, +3.00]"),
+        (Interval(2.0, float("nan"), float("nan"), 1), "no interval", "+2.00"),
+    ],
+)
+def test_words_of_an_interval(interval: Interval, words: str, text: str) -> None:
+    assert ablation.verdict_of(interval) == words
+    assert ablation.interval_text(interval) == text
 
 
 def test_every_record_of_a_study_is_complete() -> None:
