@@ -300,17 +300,22 @@ class Trainer:
                 loss, speed = window.close(self.fabric)
                 lr = poly_lr(self.iteration - 1, self.recipe.optim)
                 self._stop_if_diverged(loss)
-                log.write(self.iteration, loss=loss, lr=lr, images_per_second=speed)
+                self._note(log, loss=loss, lr=lr, images_per_second=speed)
                 bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", img_s=f"{speed:.0f}")
             if evaluates:
                 scores = self.evaluate()
-                log.write(self.iteration, miou=scores.miou, pixel_accuracy=scores.pixel_accuracy)
+                self._note(log, miou=scores.miou, pixel_accuracy=scores.pixel_accuracy)
                 self._keep_if_best(scores)
                 window.restart()
             if saves:
                 self._count_seconds()
                 self.save(self.last)
                 window.restart()
+
+    def _note(self, log: RunLog, **values: float) -> None:
+        """Write a whole line: a signal in the middle would leave TensorBoard's thread waiting for two minutes."""
+        with self._interruption.deferred():
+            log.write(self.iteration, **values)
 
     def step(self, images: Tensor, masks: Tensor) -> Tensor:
         """One optimizer step on a batch of uint8 images (b, 3, h, w) and labels (b, h, w); returns the mean loss."""
@@ -402,7 +407,7 @@ class Trainer:
         """Score the trained network and write the record."""
         started = time.perf_counter()
         scores = self._final_scores()
-        log.write(self.iteration, **{name: found.miou for name, found in scores.items()})
+        self._note(log, **{name: found.miou for name, found in scores.items()})
         self._keep_if_best(scores["single scale"])
         record = make_record(
             self.recipe,
