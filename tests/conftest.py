@@ -11,8 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 ARCHIVES = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+# Which examples Hypothesis draws is no matter of luck; `pytest --hypothesis-profile=default` looks for further ones.
+settings.register_profile("same examples every time", derandomize=True, deadline=None)
+settings.load_profile("same examples every time")
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from einops import rearrange
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import run_ranks
 from torch import Tensor
+from waiting import HANGS
 
 from emalab.bases import (
     Frozen,
@@ -142,7 +143,7 @@ class TestParity:
 
 
 RANKS = 2
-WAIT = timedelta(minutes=5)  # for the other rank, before a rank gives up
+WAIT = timedelta(seconds=HANGS)  # for the other rank, before a rank gives up
 STEPS = 3
 
 
@@ -164,13 +165,12 @@ def rank_main(rank: int, folder: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS, timeout=WAIT
     )
-    torch.set_num_threads(1)
     torch.save(train_unit(batches_of(rank)), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 def test_ranks_agree_and_equal_one_process(tmp_path: Path) -> None:
-    mp.spawn(rank_main, args=(str(tmp_path),), nprocs=RANKS)
+    run_ranks(RANKS, rank_main, str(tmp_path))
     of_ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
     assert torch.equal(*of_ranks)
     joined = [torch.cat(parts) for parts in zip(*map(batches_of, range(RANKS)), strict=True)]

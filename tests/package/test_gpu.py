@@ -12,6 +12,7 @@ import pytest
 import torch
 from tiny import CPU, scenes, tiny_recipe
 from torch import Tensor
+from waiting import HANGS
 
 from emalab.checkpoints import load_training_state
 from emalab.em import em_attention
@@ -115,7 +116,7 @@ def test_several_devices_are_one_with_their_batches_together(devices: int, execu
         out = tmp_path / str(count)
         command = [*torchrun, "--nproc-per-node", str(count), "-m", "emalab", "train", "shapes-tiny", *flags.split()]
         done = subprocess.run(
-            [*command, "--out", str(out)], env=dict(os.environ), capture_output=True, text=True, timeout=300
+            [*command, "--out", str(out)], env=dict(os.environ), capture_output=True, text=True, timeout=HANGS
         )
         assert done.returncode == 0, done.stderr[-3000:]
         states.append(load_training_state(out / "last.pt")[1]["model"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -12,13 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from processes import run_ranks
 from test_evaluation import Sizes
 from tiny import tiny_segmenter
+from waiting import HANGS
 
 from emalab.evaluation import evaluate
 from emalab.metrics import SegmentationScores
 
-HANGS = 900  # seconds after which processes count as waiting for each other in vain, on the slowest machine
 SETTINGS = {"scales": (0.75, 1.0), "flip": True}
 
 
@@ -29,7 +29,6 @@ class Few(Sizes):
 
 
 def score_as_rank(rank: int, world_size: int, meeting: Path, data: Sizes) -> None:
-    torch.set_num_threads(1)  # a forked process has none of its parent's threads
     dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=world_size)
     scores = evaluate(tiny_segmenter(), data, **SETTINGS)
     torch.save(scores.to_dict(), meeting.with_suffix(f".{rank}.pt"))
@@ -38,17 +37,8 @@ def score_as_rank(rank: int, world_size: int, meeting: Path, data: Sizes) -> Non
 
 def shared_scores(world_size: int, folder: Path, data: Sizes) -> list[dict[str, object]]:
     """What each of the processes says."""
-    meeting, fork = folder / "meeting", multiprocessing.get_context("fork")
-    ranks = [fork.Process(target=score_as_rank, args=(rank, world_size, meeting, data)) for rank in range(world_size)]
-    for process in ranks:
-        process.start()
-    try:
-        for process in ranks:
-            process.join(timeout=HANGS)
-            assert process.exitcode == 0
-    finally:
-        for process in ranks:
-            process.kill()  # one that waits for another in vain
+    meeting = folder / "meeting"
+    run_ranks(world_size, score_as_rank, world_size, meeting, data)
     return [torch.load(meeting.with_suffix(f".{rank}.pt"), weights_only=True) for rank in range(world_size)]
 
 
@@ -68,7 +58,7 @@ def test_two_machines(tmp_path: Path) -> None:
     """The command of the book for several machines, twice on this one; they meet in a file, which needs no port."""
     torchrun = ["torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d"]
     torchrun += ["--rdzv-conf", "store_type=file", "--rdzv-id", "test"]
-    flags = "--accelerator cpu --optim.iterations 2 --optim.batch-size 4 --no-progress"
+    flags = "--accelerator cpu --optim.iterations 2 --optim.batch-size 4 --no-progress --data.eval-split val/held-out"
     command = [
         *torchrun,
         "--rdzv-endpoint",

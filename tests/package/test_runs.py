@@ -7,57 +7,39 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from processes import command
 from tiny import CPU, scenes, short_train, tiny_recipe
+from waiting import HANGS, Process, wait_until
 
 from emalab.checkpoints import load_training_state, read_spec, tensors_checksum
 from emalab.cli import main
 from emalab.files import CannotWriteError, write_atomically
 from emalab.interruption import Interrupted, Interruption
 from emalab.results import read_record
-from emalab.runlog import read_log
+from emalab.runlog import RunLog, read_log
 from emalab.runs import RunBusyError, RunFolder
 from emalab.trainer import Trainer
 
 TRAIN = ["train", "shapes-tiny", "--accelerator", "cpu", "--no-progress", "--log-every", "1"]
+TRAIN += ["--data.eval-split", "val/held-out"]
 LONG = [*TRAIN, "--optim.iterations", "100000", "--optim.batch-size", "2", "--data.crop-size", "32", "32"]
 
 
-def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """The command line in a process of its own."""
-    command = [sys.executable, "-m", "emalab", *arguments]
-    return subprocess.Popen(
-        command,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        stderr=subprocess.PIPE,
-        text=True,
-        # Where the tests run in the background, SIGINT is ignored, and so it would be in every process they start.
-        preexec_fn=None if sys.platform == "win32" else _hear_interrupts,
-    )
-
-
-def _hear_interrupts() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def wait_for_steps(folder: Path, process: subprocess.Popen[str], steps: int = 3) -> None:
+def wait_for_steps(folder: Path, process: Process, steps: int = 3) -> None:
     log = folder / "log.jsonl"
-    while process.poll() is None and (not log.exists() or len(log.read_text().splitlines()) < steps):
-        time.sleep(0.02)
-    assert process.poll() is None, process.communicate()[1]
+    wait_until(lambda: log.exists() and len(log.read_text().splitlines()) >= steps, process)
 
 
 class TestOneProcess:
     def test_a_second_one_is_refused(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """It learns who is there; a kill frees the folder, and leftovers go with the next run."""
         run = tmp_path / "run"
-        process = start(*LONG, "--out", str(run))
-        try:
+        with command([*LONG, "--out", str(run)], tmp_path / "errors") as process:
             wait_for_steps(run, process)
             with pytest.raises(SystemExit) as refused:
                 main([*LONG, "--optim.lr", "0.1", "--out", str(run)])
@@ -65,9 +47,6 @@ class TestOneProcess:
             error = capsys.readouterr().err
             assert f"{run} is in use by process {process.pid} on " in error
             assert error.count("\n") == 1
-        finally:
-            process.kill()
-            process.communicate()
         for name in (".last.pt.7.tmp", ".record.json.7.tmp"):
             (run / name).write_bytes(b"half")
         main([*TRAIN, "--optim.iterations", "2", "--out", str(run)])
@@ -135,10 +114,11 @@ class TestInterruption:
     def test_saves_first(self, number: signal.Signals, tmp_path: Path) -> None:
         """Nothing that has been learned is lost, however far away the next checkpoint was."""
         run = tmp_path / "run"
-        process = start(*LONG, "--checkpoint-every", "90000", "--num-workers", "1", "--out", str(run))
-        wait_for_steps(run, process)
-        process.send_signal(number)
-        _, error = process.communicate(timeout=240)
+        words = [*LONG, "--checkpoint-every", "90000", "--num-workers", "1", "--out", str(run)]
+        with command(words, tmp_path / "errors") as process:
+            wait_for_steps(run, process)
+            process.send_signal(number)
+            _, error = process.communicate()
         assert process.returncode == 128 + number
         iteration = load_training_state(run / "last.pt")[1]["iteration"]
         assert f"shapes-tiny was stopped at iteration {iteration} of 100000; {run / 'last.pt'} is saved" in error
@@ -159,6 +139,20 @@ class TestInterruption:
             steps()
         assert done == ["step"]
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+    def test_never_in_the_middle_of_a_line(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """TensorBoard's thread would wait two minutes for what it was about to be handed."""
+        write, done = RunLog.write, []
+
+        def interrupted(log: RunLog, iteration: int, **values: float) -> None:
+            signal.raise_signal(signal.SIGTERM)
+            write(log, iteration, **values)
+            done.append(iteration)
+
+        monkeypatch.setattr(RunLog, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt, match="stopped at iteration 1 of 8"):
+            short_train(tiny_recipe(), tmp_path)
+        assert done == [1]
 
     def test_resumed_as_if_never_stopped(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         short_train(tiny_recipe(), tmp_path / "whole")
@@ -224,8 +218,9 @@ class TestDisk:
 def test_one_process_in_an_allocation_of_slurm(tmp_path: Path) -> None:
     """As in a batch script: the variables are there, and srun is not."""
     job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}
-    process = start(*TRAIN, "--optim.iterations", "2", "--out", str(tmp_path / "run"), **job)
-    _, error = process.communicate(timeout=240)
+    words = [*TRAIN, "--optim.iterations", "2", "--out", str(tmp_path / "run")]
+    with command(words, tmp_path / "errors", **job) as process:
+        _, error = process.communicate()
     assert process.returncode == 0, error
     assert json.loads((tmp_path / "run" / "record.json").read_text())["devices"] == 1
 
@@ -235,12 +230,17 @@ def test_one_process_in_an_allocation_of_slurm(tmp_path: Path) -> None:
 def test_when_one_of_two_processes_dies(dies: str, tmp_path: Path) -> None:
     """The other ends soon, with a message, rather than waiting."""
     run = tmp_path / "run"
-    process = start(*LONG, "--devices", "2", "--out", str(run))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "emalab", *LONG, "--devices", "2", "--out", str(run)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     wait_for_steps(run, process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     second = next(int(pid) for pid in children if b"emalab" in Path(f"/proc/{pid}/cmdline").read_bytes())
     os.kill(process.pid if dies == "first" else second, signal.SIGKILL)
-    _, error = process.communicate(timeout=240)  # standard error is shared: it ends when both have ended
+    _, error = process.communicate(timeout=HANGS)  # standard error is shared: it ends when both have ended
     if dies == "second":
         assert process.returncode != 0
     assert "another process of shapes-tiny ended at iteration" in error or "Child process" in error

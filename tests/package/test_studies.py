@@ -10,17 +10,19 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 import weakref
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 import torch
 from study_workers import Blocked, Instant, Mortal, Unusable, append
 from tiny import scenes, tiny_recipe
+from waiting import wait_until
 
 from emalab.checkpoints import load_segmenter
 from emalab.cli import main
@@ -320,17 +322,15 @@ with StudyFolder(Path("out")).active_worker():
 """
 
 
-def wait_for(condition: Any) -> None:
-    """Until it holds; a minute is no measurement but the end of a test that hangs."""
-    for _ in range(3000):
-        if condition():
-            return
-        time.sleep(0.02)
-    pytest.fail("waited in vain")
-
-
 class TestProcesses:
-    """Workers do what `study_workers` says instead of training. Nothing is asserted by time."""
+    """Workers do what `study_workers` says instead of training. Nothing is asserted by time.
+
+    They are copies of this process where they can be; that new ones do as well is what the last test shows.
+    """
+
+    @pytest.fixture(autouse=True)
+    def _copies(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("emalab.studies.supervisor.get_context", lambda _: get_context(processes.START))
 
     @pytest.fixture
     def lines(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -401,14 +401,14 @@ class TestProcesses:
         path = os.pathsep.join(sys.path)
         first = subprocess.Popen([sys.executable, "script.py"], cwd=tmp_path, env={**os.environ, "PYTHONPATH": path})
         try:
-            wait_for((out / "blocked").exists)
+            wait_until((out / "blocked").exists, first)
             states, _ = self.supervise(out, Instant)
             assert states == [job.WAITING, job.DONE, job.DONE, job.DONE]
             assert folder.is_claimed(runs[0])
         finally:
             first.kill()
             first.wait()
-        wait_for(lambda: not folder.is_claimed(runs[0]))  # its worker has ended as well
+        wait_until(lambda: not folder.is_claimed(runs[0]), None)  # its worker has ended as well
         kept = {run.name: folder.record(run).read_bytes() for run in runs[1:]}
         assert self.supervise(out, Instant)[0] == [job.DONE] * 4
         assert {run.name: folder.record(run).read_bytes() for run in runs[1:]} == kept
@@ -434,8 +434,9 @@ class TestProcesses:
             assert share_of_cores(8, folder) == 8
         assert names(tmp_path / "out" / "workers") == []
 
-    def test_one_process_trains(self, tmp_path: Path, lines: Path) -> None:
+    def test_one_process_trains(self, tmp_path: Path, lines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The same records as in this process, from the workers that `emalab study` starts."""
+        monkeypatch.setattr("emalab.studies.supervisor.get_context", get_context)
         data = replace(base().data, train_split="train/held-out", eval_split="val/held-out")  # 20 scenes to score
         study = Study("tiny", "", replace(base(), data=data), (Cell("base", seeds=1),))
         outcome = run_study(study, tmp_path / "out", replace(CPU, processes=1), append)

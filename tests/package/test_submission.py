@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from tiny import scenes, tiny_recipe, tiny_segmenter
 from tiny_data import SIZE, make_voc, save_image, save_mask, write_list
+from waiting import HANGS
 
 from emalab.checkpoints import export_segmenter
 from emalab.cli import main
@@ -171,7 +172,7 @@ def test_two_processes_share_the_images_of_the_command(model: Segmenter, voc: Pa
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=HANGS,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("3 images: ") == 1

@@ -12,13 +12,14 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 import torch
 from lightning.fabric import Fabric
@@ -26,6 +27,7 @@ from PIL import Image
 from tiny import CPU, scenes, short_train, tiny_recipe
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
+from waiting import HANGS, wait_until
 
 from emalab import checkpoints, results
 from emalab.checkpoints import CheckpointError, load_segmenter, load_training_state, named_tensors
@@ -70,6 +72,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainResul
     """An uninterrupted run of the tiny recipe."""
     folder = tmp_path_factory.mktemp("finished")
     return folder, short_train(tiny_recipe(), folder)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As in the processes that a test starts: sums in another order would be other bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class TestStep:
@@ -181,25 +192,34 @@ class TestRun:
         assert state["iteration"] == max(scores, key=scores.__getitem__)
 
 
+def wait_before_step_50() -> None:
+    """The training goes no further: however late a kill comes, it comes in time."""
+    step = Trainer.step
+
+    def held(trainer: Trainer, *batch: Tensor) -> Tensor:
+        if trainer.iteration == 49:
+            Event().wait()
+        return step(trainer, *batch)
+
+    Trainer.step = held
+
+
 class TestResume:
+    @pytest.mark.usefixtures("one_thread")
     def test_a_kill_changes_nothing(self, tmp_path: Path) -> None:
         """SIGKILL at a random moment, then ``--resume``: the same bits as a run that was left alone."""
-        flags = "--optim.iterations 150 --optim.batch-size 4 --data.crop-size 32 32 --no-progress --accelerator cpu"
+        flags = "--optim.iterations 60 --optim.batch-size 4 --data.crop-size 32 32 --data.eval-split val/held-out"
         command = ["train", "shapes-tiny", *flags.split(), "--log-every", "1", "--checkpoint-every", "7"]
-        command += ["--data.photometric", "0.5", "--model.dropout", "0.2"]
+        command += ["--no-progress", "--accelerator", "cpu", "--data.photometric", "0.5", "--model.dropout", "0.2"]
         main([*command, "--out", str(tmp_path / "whole")])
 
         killed = tmp_path / "killed"
-        moment = random.SystemRandom().randint(1, 100)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "emalab", *command, "--out", str(killed)],
-            env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
-            stderr=subprocess.DEVNULL,
-        )
-        while process.poll() is None and len(losses_so_far(killed)) < moment:
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        moment = random.SystemRandom().randint(1, 40)
+        with processes.command([*command, "--out", str(killed)], tmp_path / "errors", wait_before_step_50) as process:
+            wait_until(lambda: len(losses_so_far(killed)) >= moment, process)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+        assert process.returncode == -signal.SIGKILL
         assert not (killed / "record.json").exists()
 
         main([*command, "--out", str(killed), "--resume"])
@@ -336,7 +356,7 @@ def test_two_ranks_are_one_process_with_their_batches_together(tmp_path: Path) -
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "emalab"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*torchrun, *command, str(tmp_path / "two")], env=environment, capture_output=True, text=True, timeout=300
+        [*torchrun, *command, str(tmp_path / "two")], env=environment, capture_output=True, text=True, timeout=HANGS
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
@@ -361,9 +381,10 @@ def test_two_ranks_are_one_process_with_their_batches_together(tmp_path: Path) -
 def test_devices_without_torchrun(tmp_path: Path) -> None:
     """Fabric starts the second process itself."""
     flags = "--accelerator cpu --devices 2 --no-progress --optim.iterations 2 --optim.freeze-batch-norm"
+    flags += " --data.eval-split val/held-out"
     command = [sys.executable, "-m", "emalab", "train", "shapes-tiny", *flags.split(), "--out", str(tmp_path / "run")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANGS)
     assert done.returncode == 0, done.stderr[-3000:]
     assert load_records(tmp_path / "run", "record.json")[0]["devices"] == 2
     assert done.stdout.count("single scale: mIoU") == 1

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tarfile
 import textwrap
-import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,6 +24,7 @@ from tiny_data import (
     make_context_mat,
     make_sbd,
 )
+from waiting import wait_until
 
 from emalab.cli import main
 from emalab.data import DATASETS, DataError, load_dataset
@@ -360,11 +360,8 @@ def test_killed_and_run_again(server: FileServer, tmp_path: Path) -> None:
         download({server.url(VOC_2012)!r}, Path({str(tmp_path / "archives" / VOC_2012)!r}))
     """
     part = tmp_path / "archives" / f"{VOC_2012}.part"
-    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)]) as process:
-        for _ in range(1000):
-            if part.exists() and part.stat().st_size:
-                break
-            time.sleep(0.02)
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stderr=subprocess.PIPE) as process:
+        wait_until(lambda: part.exists() and part.stat().st_size > 0, process)
         process.kill()
     server.pause_after = None
     received = part.stat().st_size

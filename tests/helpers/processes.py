@@ -1,0 +1,112 @@
+"""Other processes, as copies of this one where the system can make them: importing what trains takes seconds."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import torch
+from waiting import HANGS
+
+# Autograd does not survive a fork after CUDA, and macOS's libraries do not survive any.
+START = "fork" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn"
+
+
+def run_ranks(world_size: int, work: Callable[..., None], *arguments: Any) -> None:
+    """Run ``work(rank, *arguments)`` in as many processes, each with one thread; all must end well."""
+    context: Any = multiprocessing.get_context(START)
+    ranks = [context.Process(target=_with_one_thread, args=(work, rank, *arguments)) for rank in range(world_size)]
+    for process in ranks:
+        process.start()
+    try:
+        for process in ranks:
+            process.join(timeout=HANGS)
+            assert process.exitcode == 0
+    finally:
+        for process in ranks:
+            process.kill()  # one that waits for another in vain
+
+
+def _with_one_thread(work: Callable[..., None], *arguments: Any) -> None:
+    torch.set_num_threads(1)  # a forked process has none of its parent's threads
+    work(*arguments)
+
+
+class Command:
+    """A command line of emalab in a process of its own, as far as `subprocess.Popen` is needed."""
+
+    def __init__(self, process: Any, errors: Path) -> None:
+        self._process, self._errors = process, errors
+        self.pid: int = process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        """Exit status, or None as long as the process runs; minus the number of the signal that killed it."""
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def communicate(self, timeout: float = HANGS) -> tuple[None, str]:
+        """Wait for the end; what was written to standard error."""
+        self._process.join(timeout)
+        assert self._process.exitcode is not None, f"still running after {timeout} s"
+        return None, self._errors.read_text(encoding="utf-8")
+
+
+@contextmanager
+def command(
+    words: Sequence[str], errors: Path, prepare: Callable[[], None] | None = None, **environment: str
+) -> Iterator[Command]:
+    """``emalab WORDS`` with one thread, ended at the latest with the block.
+
+    Args:
+        words: the command and its arguments.
+        errors: file for what it writes to standard error.
+        prepare: called in the new process first.
+        environment: further variables.
+    """
+    context: Any = multiprocessing.get_context(START)
+    process = context.Process(target=_run, args=(list(words), errors, prepare, environment))
+    process.start()
+    try:
+        yield Command(process, errors)
+    finally:
+        process.kill()
+        process.join()
+
+
+def _run(words: list[str], errors: Path, prepare: Callable[[], None] | None, environment: dict[str, str]) -> None:
+    from emalab.cli import main
+
+    os.environ.update(environment)
+    Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored where tests run in the background
+    file = os.open(errors, os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, 2)
+    sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+    if prepare is not None:
+        prepare()
+    try:
+        main(words)
+    finally:
+        sys.stderr.flush()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

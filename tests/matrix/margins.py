@@ -1,0 +1,212 @@
+"""How much of its tolerance each comparison of floating-point numbers uses, over seeds and instruction sets.
+
+``python tests/matrix/margins.py`` runs the tests named below under three instruction sets with five seeds each and
+writes margins.md: for every test the largest share of a tolerance that a comparison used. 1 would be a failure, and
+what comes near it passes by luck. A processor that lacks an instruction set leaves that set out.
+
+As a pytest plugin (``-p margins``) it measures ``torch.testing.assert_close``, ``numpy.testing.assert_allclose``,
+``pytest.approx``, the fixture ``compare`` and assertions of the form ``number < number``, whose share is the smaller
+number by the larger. ``not torch.allclose(…)`` asks for a difference, so its share is the other way round. Comparisons
+that allow nothing are exact and not listed.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from _pytest.python_api import ApproxScalar
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+RECORD = "EMALAB_MARGINS"
+SEEDS = (0, 1000, 2000, 3000, 4000)
+TESTS = [
+    f"tests/package/test_{name}.py"
+    for name in (
+        *("backbones", "bases", "em", "evaluation", "fastops", "inference", "inspection", "metrics", "modules"),
+        *("onnx_export", "optim", "output_stride", "parity", "prediction", "scale_and_norm", "segmenter"),
+        *("statistics", "dry_runs"),
+    )
+]
+TESTS += ["tests/package/test_trainer.py::TestStep", "tests/package/test_cost.py"]
+TESTS += [f"tests/package/data/test_{name}.py" for name in ("dataset", "shapes", "transforms")]
+
+NUMBER = r"(?:tensor\(|np\.float\d+\()?(\d+(?:\.\d*)?(?:e[+-]?\d+)?)(?:, dtype=[\w.]+)?\)?"
+INEQUALITY = re.compile(rf"{NUMBER} ([<>])=? {NUMBER}$", re.MULTILINE)
+
+shares: dict[str, float] = {}
+_running = ""
+
+
+def note(share: float) -> None:
+    """The largest share of this test so far."""
+    shares[_running] = max(shares.get(_running, 0.0), share)
+
+
+def share_of(actual: Any, expected: Any, rtol: float, atol: float) -> float:
+    """max |actual − expected| / (atol + rtol·|expected|); 0 for numbers that are not floating-point."""
+    actual, expected = (torch.as_tensor(value).detach().cpu() for value in (actual, expected))
+    if not (rtol or atol) or not (actual.is_floating_point() and expected.is_floating_point()):
+        return 0.0
+    expected = expected.double()
+    used = ((actual.double() - expected).abs() / (atol + rtol * expected.abs())).nan_to_num(0.0)
+    return float(used.max()) if used.numel() else 0.0
+
+
+def tolerances(*tensors: Any) -> tuple[float, float]:
+    """The defaults of `torch.testing.assert_close`, of the coarser of two dtypes."""
+    return torch.testing._comparison.default_tolerances(*(torch.as_tensor(tensor) for tensor in tensors))
+
+
+def measured_close(original: Callable[..., None]) -> Callable[..., None]:
+    """`torch.testing.assert_close`, with its use noted."""
+
+    def assert_close(actual: Any, expected: Any, *, rtol: Any = None, atol: Any = None, **options: Any) -> None:
+        original(actual, expected, rtol=rtol, atol=atol, **options)
+        if isinstance(actual, tuple | list):
+            for one, other in zip(actual, expected, strict=True):
+                assert_close(one, other, rtol=rtol, atol=atol, **options)
+        elif isinstance(actual, torch.Tensor | float | np.ndarray):
+            if rtol is None:
+                rtol, atol = tolerances(actual, expected)
+            note(share_of(actual, expected, rtol, atol))
+
+    return assert_close
+
+
+def measured_numpy(original: Callable[..., None]) -> Callable[..., None]:
+    """`numpy.testing.assert_allclose`, with its use noted."""
+
+    def assert_allclose(actual: Any, desired: Any, rtol: float = 1e-7, atol: float = 0.0, **options: Any) -> None:
+        original(actual, desired, rtol=rtol, atol=atol, **options)
+        note(share_of(np.asarray(actual), np.asarray(desired), rtol, atol))
+
+    return assert_allclose
+
+
+def measured_difference(original: Callable[..., bool]) -> Callable[..., bool]:
+    """`torch.allclose`, which tests use to ask for a difference: how near it came to being none."""
+
+    def allclose(one: Any, other: Any, rtol: float = 1e-5, atol: float = 1e-8, **options: Any) -> bool:
+        if share := share_of(one, other, rtol, atol):
+            note(1 / share)
+        return original(one, other, rtol=rtol, atol=atol, **options)
+
+    return allclose
+
+
+def measured_approx(original: Callable[..., bool]) -> Callable[..., bool]:
+    """Equality with `pytest.approx`, with its use noted."""
+
+    def equal(self: ApproxScalar, actual: Any) -> bool:
+        if isinstance(actual, float | np.floating) and np.isfinite(actual) and self.tolerance:
+            note(abs(float(actual) - float(self.expected)) / float(self.tolerance))
+        return original(self, actual)
+
+    return equal
+
+
+def pytest_assertion_pass(item: pytest.Item, lineno: int, orig: str, expl: str) -> None:
+    """An inequality between positive numbers, of which one at least is no integer."""
+    found = INEQUALITY.match(expl)
+    if found and not (found[1].isdigit() and found[3].isdigit()):
+        smaller, larger = sorted((float(found[1]), float(found[3])))
+        note(smaller / larger)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    global _running
+    _running = item.nodeid
+    yield
+    for name, value in item.user_properties:
+        if name == "difference":
+            note(value[1] / value[2])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.testing.assert_close = measured_close(torch.testing.assert_close)
+    np.testing.assert_allclose = measured_numpy(np.testing.assert_allclose)
+    torch.allclose = measured_difference(torch.allclose)
+    ApproxScalar.__eq__ = measured_approx(ApproxScalar.__eq__)  # type: ignore[method-assign]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    failed = sorted(report.nodeid for report in _reports(session) if report.failed)
+    found = {"shares": {name: share for name, share in shares.items() if share}, "failed": failed}
+    Path(os.environ[RECORD]).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def _reports(session: pytest.Session) -> list[Any]:
+    reporter: Any = session.config.pluginmanager.get_plugin("terminalreporter")
+    return [*reporter.getreports("failed"), *reporter.getreports("error")]
+
+
+def measure(name: str, seed: int, out: Path) -> None:
+    """Run the tests with an instruction set and shifted seeds, and leave the shares in a file."""
+    variables = instructions()[name][1]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE), **variables}
+    environment |= {RECORD: str(out), "EMALAB_SEED_SHIFT": str(seed)}
+    environment["PYTHONPYCACHEPREFIX"] = str(out.parent / "bytecode")  # of tests that report passed assertions
+    options = ["-q", "-p", "margins", "-p", "no:cacheprovider", "-o", "enable_assertion_pass_hook=true"]
+    command = [sys.executable, "-m", "pytest", *options, *TESTS]
+    subprocess.run(command, cwd=ROOT, env=environment, check=False)
+
+
+def instructions() -> dict[str, tuple[str, dict[str, str]]]:
+    """The sets that noxfile.py names."""
+    sys.path.insert(0, str(ROOT))
+    from noxfile import INSTRUCTIONS
+
+    return INSTRUCTIONS
+
+
+def page(found: dict[str, dict[str, Any]], shown: float = 0.2) -> str:
+    """The table: tests that used more than the share ``shown``, the largest first."""
+    largest: dict[str, float] = defaultdict(float)
+    for run in found.values():
+        for name, share in run["shares"].items():
+            largest[name] = max(largest[name], share)
+    failed = sorted({f"- {setting}: `{name}`" for setting, run in found.items() for name in run["failed"]})
+    rows = sorted(((share, name) for name, share in largest.items() if share > shown), reverse=True)
+    lines = [
+        "# Margins of the tolerances",
+        "",
+        f"`python tests/matrix/margins.py`: {len(found)} runs ({', '.join(found)}: instruction set and shift of the",
+        f"seeds); {len(largest)} tests compare floating-point numbers within a tolerance.",
+        f"{len(largest) - len(rows)} of them never use more than {shown:.0%} of it. The others:",
+        "",
+        "| largest share of the tolerance | test |",
+        "| ---: | --- |",
+        *(f"| {share:.0%} | `{name}` |" for share, name in rows),
+        "",
+        *(["Failed:", "", *failed] if failed else ["No run failed."]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure every setting that this processor has, and write the table."""
+    folder = ROOT / "_build" / "margins"
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {}
+    for name, (capability, _) in instructions().items():
+        for seed in SEEDS:
+            out = folder / f"{name}-{seed}.json"
+            if not out.exists():
+                measure(name, seed, out)
+            found[f"{capability} +{seed}"] = json.loads(out.read_text(encoding="utf-8"))
+    (HERE / "margins.md").write_text(page(found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
