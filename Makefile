@@ -17,6 +17,8 @@ ifneq ($(shell test -w "$$HOME" && echo yes),yes)
 export HOME := $(CURDIR)/_build/home
 $(shell mkdir -p "$(CURDIR)/_build/home" 2>/dev/null)
 endif
+# Containers often set it; then each of the many processes here would compile all that it imports, for seconds.
+unexport PYTHONDONTWRITEBYTECODE
 WRITABLE := test -w . || { \
   echo "'$(CURDIR)' is not writable, and make puts .venv and _build into it." \
        "Copy it to a folder of yours and run make there." >&2; exit 1; }
@@ -46,8 +48,9 @@ format: $(INSTALLED) ## Fix what ruff can fix, and strip the notebooks
 	@$(RUN) -m ruff format .
 	@$(if $(NOTEBOOKS),$(RUN) -m nbstripout --keep-id $(NOTEBOOKS))
 
-bench: $(INSTALLED) ## Time the hot paths
+bench: $(INSTALLED) ## Time the hot paths, and how long the commands take to start
 	@$(RUN) -m pytest tests/package/test_benchmarks.py -o addopts=--strict-markers --benchmark-only --benchmark-columns=min,median,iqr,rounds
+	@$(RUN) tests/package/benchmark_start_up.py
 
 matrix: $(INSTALLED) ## Run the tests on other processors, seeds and versions; takes hours
 	@$(RUN) -m nox

@@ -11,6 +11,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import benchmark_start_up
+from waiting import HANGS
+
 from emalab.cli import COMMANDS
 
 SLOW = ("torch", "numpy", "PIL", "timm", "torchvision", "lightning", "torchmetrics", "scipy", "matplotlib", "yaml")
@@ -61,7 +64,7 @@ def in_a_fresh_process(
 ) -> Iterator[tuple[str, list[str], str]]:
     """Each import or command line of ``inputs``, with the slow modules that are loaded after it, and its stderr."""
     arguments = [sys.executable, "-c", PROGRAM, json.dumps(inputs)]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, cwd=folder)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=HANGS, cwd=folder)
     assert done.stdout.count("\n") == len(inputs), done.stderr
     for line in done.stdout.splitlines():
         words, modules, error = json.loads(line)
@@ -89,3 +92,19 @@ def test_recipes_import_nothing_slow(tmp_path: Path) -> None:
     names = ("get_recipe", "Recipe", "SegmenterConfig")
     for line, found, _ in in_a_fresh_process([f"from emalab import {name}" for name in names], SLOW, tmp_path):
         assert found == [], line
+
+
+def test_the_benchmark_pairs_by_round() -> None:
+    """A machine that is ten times slower in one round changes no ratio."""
+    calls = 0
+
+    def clock(arguments: Sequence[str]) -> float:
+        nonlocal calls
+        slowdown = 10.0 if calls // len(benchmark_start_up.processes()) == 2 else 1.0
+        calls += 1
+        return slowdown * (4.0 if arguments == ["-c", "import torch"] else 1.0)
+
+    seconds = benchmark_start_up.measure(3, clock)
+    assert seconds["from emalab import EMAU"] == [1.0, 10.0, 1.0]  # the first round is not counted
+    *_, last = benchmark_start_up.table(seconds).splitlines()
+    assert last.split() == ["emalab", "predict", "nope.jpg", "1.00", "0.25", "(0.25,", "0.25)"]
