@@ -28,7 +28,6 @@ ELSEWHERE = {
     "another 5 % away": "an exercise's assumption",
     "less 5 %, is the factor": "the same assumption",
     "A GPU has 8 GB left": "an exercise's assumption",
-    "assume* 50 GB/s": "an assumption that is called one",
     "the goal of 0.13 ms": "a goal",
     "meant to take 0.45 ms": "a goal",
     "(0.13 ms)": "a goal",
