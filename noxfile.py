@@ -31,9 +31,7 @@ CHAPTERS_THAT_TRAIN = [
         "how_many",
         "own_experiments",
         "reproductions",
-        "train_coco_stuff",
-        "train_context",
-        "train_voc",
+        "training",
     )
 ]
 

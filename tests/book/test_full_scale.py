@@ -7,10 +7,12 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import matplotlib
 import pytest
 from lab import miniature
+from lab.benchmarks import Benchmark
 from tiny import scenes
 from tiny_data import make_camvid
 
@@ -81,40 +83,68 @@ def make_coco_stuff_10k(root: Path) -> None:
     convert_coco_stuff_10k(root)
 
 
-CHAPTERS: dict[str, tuple[Callable[[Path], None], dict[str, tuple[int, ...]]]] = {
-    "train_voc": (make_voc, {"voc": (4, 2, 6, 6)}),
-    "train_context": (make_context, {"context-59": (6, 6), "context-60": (6, 6)}),
-    "train_coco_stuff": (make_coco_stuff_10k, {"coco-stuff-10k": (6, 3)}),
+# A release, and the sizes of its splits in `make_…`, by the data sets that read it.
+RELEASES: dict[str, tuple[Callable[[Path], None], dict[str, tuple[int, ...]]]] = {
+    "PASCAL VOC": (make_voc, {"voc": (4, 2, 6, 6)}),
+    "PASCAL Context": (make_context, {"context-59": (6, 6), "context-60": (6, 6)}),
+    "COCO-Stuff": (make_coco_stuff_10k, {"coco-stuff-10k": (6, 3)}),
 }
+SIZES = {name: counts for _, sizes in RELEASES.values() for name, counts in sizes.items()}
 
 
-@pytest.mark.parametrize("chapter", CHAPTERS)
-def test_training_chapter(
-    chapter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    make, sizes = CHAPTERS[chapter]
-    make(tmp_path / "data")
-    for name, counts in sizes.items():  # as if these were all the images there are: the comparison is made
+def test_training_chapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for make, _ in RELEASES.values():
+        make(tmp_path / "data")
+    for name, counts in SIZES.items():  # as if these were all the images there are: the comparison is made
         entry = data.DATASETS[name]
         monkeypatch.setitem(data.DATASETS, name, replace(entry, spec=replace(entry.spec, split_sizes=counts)))
-    names = run_chapter(chapter, tmp_path, monkeypatch)
+    names = run_chapter("training", tmp_path, monkeypatch)
+    chosen, compared = cast(dict[str, Benchmark], names["chosen"]), cast(dict[str, list[dict]], names["compared"])
+    assert {name: (benchmark.full, benchmark.whole) for name, benchmark in chosen.items()} == dict.fromkeys(
+        SIZES, (True, True)
+    )
+    assert all(benchmark.recipe == benchmark.published for benchmark in chosen.values())
+    assert set(compared) == set(SIZES)
+    assert all("this run" in row and "difference" in row for rows in compared.values() for row in rows)
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {f"{name}-r101-seed0" for name in SIZES}
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_each_release_is_used_without_the_others(
+    release: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make, sizes = RELEASES[release]
+    make(tmp_path / "data")
+    names = cells_until_the_choice("training", tmp_path / "data", monkeypatch)
     assert names["FULL"]
-    assert names["WHOLE"]
-    printed = capsys.readouterr().out
-    assert "the paper's experiment" in printed
-    assert "this run, single scale: " in printed
-    assert "miniature: its score" not in printed
-    assert {path.name for path in (tmp_path / "runs").iterdir()} == {f"{name}-r101-seed0" for name in sizes}
+    for name, benchmark in cast(dict[str, Benchmark], names["chosen"]).items():
+        assert benchmark.full == (name in sizes)
+        assert (benchmark.recipe == benchmark.published) == benchmark.full
+        assert "this run" not in benchmark.compared({"single scale": 0.5})[0], "a part of a release is not compared"
+    assert capsys.readouterr().out.count("EMALAB_FULL is set, but there is no ") == len(SIZES) - len(sizes)
 
 
 # Chapters whose data are missing do the small thing, and say so. Those without data only train for longer.
-WITH_DATA = ["bases", "first_training_run", *CHAPTERS]
+WITH_DATA = ["bases", "first_training_run", "training"]
 LONGER = ["gradients", "how_many"]
 
 
 def code_of(chapter: str) -> list[str]:
     cells = json.loads((BOOK / f"{chapter}.ipynb").read_text(encoding="utf-8"))["cells"]
     return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+
+
+def cells_until_the_choice(chapter: str, data_root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
+    """The names that the cell leaves which chooses the scale, and those before it."""
+    monkeypatch.setenv("EMALAB_FULL", "1")
+    monkeypatch.setenv("EMALAB_DATA", str(data_root))
+    monkeypatch.chdir(BOOK)
+    names: dict[str, object] = {"__name__": "__main__"}
+    for source in code_of(chapter):
+        exec(compile(source, chapter, "exec"), names)
+        if "FULL" in names:
+            return names
+    raise AssertionError(f"no cell of {chapter} sets FULL")
 
 
 def test_every_chapter_with_a_full_scale_is_here() -> None:
@@ -127,14 +157,8 @@ def test_every_chapter_with_a_full_scale_is_here() -> None:
 def test_chapter_without_its_data_says_so(
     chapter: str, data_root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The cell that decides, and those before it."""
     (tmp_path / "empty").mkdir()
-    monkeypatch.setenv("EMALAB_FULL", "1")
-    monkeypatch.setenv("EMALAB_DATA", str(tmp_path / data_root))
-    monkeypatch.chdir(BOOK)
-    names: dict[str, object] = {"__name__": "__main__"}
-    for source in code_of(chapter)[:2]:
-        exec(compile(source, chapter, "exec"), names)
+    names = cells_until_the_choice(chapter, tmp_path / data_root, monkeypatch)
     assert not names["FULL"]
     assert "EMALAB_FULL is set, but there is no " in capsys.readouterr().out
 

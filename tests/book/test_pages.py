@@ -30,8 +30,7 @@ DESK: ViewportSize = {"width": 1300, "height": 900}
 # Pages that are still to be rewritten.
 NOT_YET = {
     *("book/pixels", "book/non_local", "book/em_attention", "book/ema_unit", "book/first_training_run"),
-    *("book/own_experiments", "book/bases", "book/gradients", "book/datasets", "book/evaluation"),
-    *("book/train_voc", "book/train_context", "book/train_coco_stuff", "book/results", "book/keeping_bases"),
+    *("book/own_experiments", "book/bases", "book/gradients", "book/results", "book/keeping_bases"),
     *("book/how_many", "book/gradient_study", "book/cost", "book/reproductions", "book/beyond"),
 }
 
