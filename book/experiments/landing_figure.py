@@ -1,10 +1,11 @@
-"""Draws book/site/images/landing.jpg, the figure of the landing page: one photograph on its way through EM attention.
+"""Draws the landing page's figure, book/site/images/landing.jpg, and writes the data of its live one, landing.json.
 
     python book/experiments/landing_figure.py
 
 Everything in it comes from the shipped network and a photograph of scikit-image that may be redistributed.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +23,14 @@ from torch import Tensor
 
 import emalab
 from emalab.data import get_spec, open_image
-from emalab.inspection import distinct_bases, look_inside, merge
+from emalab.em import normalize_bases
+from emalab.inspection import Inside, distinct_bases, look_inside, merge
 from emalab.viz import overlay
+from lab.interactive import pack, photograph
 
 SHOWN = 4  # kinds of bases
+DIRECTIONS = 24  # of the features, that the live figure computes with
+KINDS = 12  # bases of the live figure, at most
 GLOW = LinearSegmentedColormap.from_list(
     "glow", [(0.08, 0.09, 0.2, 0.85), (1, 0.75, 0.2, 0.15)]
 )
@@ -47,6 +52,21 @@ def show(axes: Axes, picture: ArrayLike | Image.Image, title: str) -> None:
     axes.imshow(picture)
     axes.set_title(title, fontsize=10)
     axes.axis("off")
+
+
+def write_data(path: Path, inside: Inside, photo: Image.Image) -> None:
+    """What the live figure starts from: features along the directions that vary most, and random bases."""
+    x = inside.x[0]
+    axes = torch.linalg.svd(x, full_matrices=False).Vh[:DIRECTIONS]
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(KINDS, DIRECTIONS, generator=generator)
+    content = {
+        "size": list(inside.size),
+        "photograph": photograph(photo.resize((360, 360))),
+        "x": pack((x @ axes.T).numpy()),
+        "bases": pack(normalize_bases(start).numpy()),
+    }
+    path.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
 def main(arguments: Arguments) -> None:
@@ -99,6 +119,7 @@ def main(arguments: Arguments) -> None:
             (side, side), Image.Resampling.BILINEAR
         )
         panel.imshow(np.asarray(large) / share.max(), cmap=GLOW, vmin=0, vmax=1)
+    write_data(arguments.out.with_suffix(".json"), inside, photo)
     out = arguments.out
     figure.savefig(out, dpi=110, pil_kwargs={"quality": 86})
     print(f"{out}: {out.stat().st_size / 1024:.0f} KiB")

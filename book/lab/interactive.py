@@ -22,10 +22,19 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "site" / "interactive"
-FIGURES = ("step-em", "pixel-attention", "mixture", "moving-average")
+LANDING = FOLDER.parent / "images" / "landing.json"
+FIGURES = ("step-em", "pixel-attention", "mixture", "moving-average", "landing")
 MOST_BYTES = 400_000  # of data in one figure
 
-__all__ = ["FIGURES", "Interactive", "interactive", "pack", "photograph", "unpack"]
+__all__ = [
+    "FIGURES",
+    "Interactive",
+    "interactive",
+    "landing",
+    "pack",
+    "photograph",
+    "unpack",
+]
 
 
 def pack(matrix: ArrayLike) -> dict[str, Any]:
@@ -96,19 +105,30 @@ def interactive(
             f"the data of {name!r} take {len(text):,} bytes, more than {MOST_BYTES:,}; use fewer positions or channels"
         )
     png = _png(picture)
+    return Interactive(_page(name, text, _uri("image/png", png), alt), png)
+
+
+def landing() -> str:
+    """The figure of the landing page, as HTML; its data are made by ``experiments/landing_figure.py``."""
+    text = LANDING.read_text(encoding="utf-8")
+    alt = "A photograph of an astronaut."
+    return _page("landing", text, json.loads(text)["photograph"], alt)
+
+
+def _page(name: str, data: str, picture: str, alt: str) -> str:
+    """A figure as HTML that needs nothing else: style, picture, data (JSON) and scripts."""
     identifier = f"interactive-{name}"
     scripts = ("core", "controls", name.replace("-", "_"))
     script = "\n".join(
         (FOLDER / f"{each}.js").read_text(encoding="utf-8") for each in scripts
     )
-    markup = (
+    return (
         f"<style>{(FOLDER / 'figures.css').read_text(encoding='utf-8')}</style>\n"
         f'<div class="emalab-figure" id="{identifier}" data-figure="{name}">'
-        f'<img src="{_uri("image/png", png)}" alt="{html.escape(alt)}">'
-        f'<script type="application/json">{text}</script></div>\n'
+        f'<img src="{picture}" alt="{html.escape(alt)}">'
+        f'<script type="application/json">{data}</script></div>\n'
         f'<script>{script}\nemalab.mount("{identifier}");</script>'
     )
-    return Interactive(markup, png)
 
 
 def _png(picture: Figure) -> bytes:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from emalab.bases import MovingAverage
 from emalab.em import e_step, em_attention, log_likelihood, m_step, normalize_bases
-from emalab.inspection import perplexity
+from emalab.inspection import distinct_bases, perplexity
 
 BOOK = Path(__file__).parents[2] / "book"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -135,6 +135,15 @@ class TestCore:
         check(em, expected)
         check(effective, perplexity(expected))
 
+    def test_count_distinct(self, evaluate: Callable[..., Any]):
+        spread = [0.0, 0.1, 0.3, 1.0]  # from copies of three bases to twelve different ones
+        generator = torch.Generator().manual_seed(11)
+        noise, means = (torch.randn(n, 8, dtype=torch.float64, generator=generator) for n in (12, 3))
+        cases = [means.repeat(4, 1) + scale * noise for scale in spread]
+        found = evaluate("cases.map((each) => c.countDistinct(m(each)))", cases=[case.tolist() for case in cases])
+        assert found == [int(distinct_bases(case).max()) + 1 for case in cases]
+        assert found[0] == 3 < found[-1]
+
     def test_moving_average(self, evaluate: Callable[..., Any]):
         old = features(seed=6)[1]
         reached = torch.stack([normalize_bases(features(seed=seed)[1]) for seed in (7, 8, 9)])
@@ -192,7 +201,13 @@ class TestInteractive:
     def test_every_figure_has_its_place_in_the_book(self):
         cells = [cell.source for path in BOOK.glob("*.ipynb") for cell in nbformat.read(path, 4).cells]
         shown = {name for source in cells for name in re.findall(r'^interactive\(\n\s+"(.*)",', source, re.MULTILINE)}
-        assert shown == set(interactive.FIGURES)
+        assert "{live-figure}" in (BOOK / "index.md").read_text()
+        assert shown | {"landing"} == set(interactive.FIGURES)
+
+    def test_the_landing_page_has_its_own_data(self):
+        found = interactive.landing()
+        assert 'emalab.mount("interactive-landing")' in found
+        assert len(found) < interactive.MOST_BYTES
 
 
 def small_data() -> dict[str, dict[str, Any]]:
@@ -203,6 +218,7 @@ def small_data() -> dict[str, dict[str, Any]]:
     packed = interactive.pack(bases)
     dial = {"momentum": [0.5, 0.9], "images": [2, 4], "scatter": [0, 40], "drift": [0, 2]}
     return {
+        "landing": picture | {"bases": packed},
         "step-em": picture | {"starts": {"first": {"text": "first", "bases": packed}}, "scales": [0.5, 1, 2]},
         "pixel-attention": picture
         | {"position": [2, 3], "scale": {"values": [0, 1, 2], "start": 1}}
@@ -286,13 +302,37 @@ class TestInABrowser:
         def objective(k: int, scale: float, steps: int) -> str:
             reached = em_attention(x[None], bases[:k], num_iters=steps, scale=scale).bases if steps else bases[:k]
             value = log_likelihood(x[None], reached, scale).item()
-            return f"{steps} iteration{'' if steps == 1 else 's'}: L = {value:.1f} nats"
+            distinct = int(distinct_bases(reached.reshape(k, -1)).max()) + 1
+            share, first = e_step(x[None], reached.reshape(1, k, -1), scale)[0].mean(dim=0).max(dim=0)
+            return (
+                f"{steps} iteration{'' if steps == 1 else 's'}: L = {value:.1f} nats; {k} bases, {distinct} distinct; "
+                f"base {first + 1} has the most of the image, {100 * share:.0f} %."
+            )
 
         said = drive(
-            "step-em", 'press("Step"); press("Step"); slide("bases", 0); slide("concentration", 2); press("Step")'
+            "step-em",
+            'press("Step"); press("Step"); slide("bases", 0); slide("concentration", 2); press("Step"); press("Reset")',
         )
-        expected = [(4, 1, 0), (4, 1, 1), (4, 1, 2), (2, 1, 0), (2, 2, 0), (2, 2, 1)]
+        expected = [(4, 1, 0), (4, 1, 1), (4, 1, 2), (2, 1, 0), (2, 2, 0), (2, 2, 1), (4, 1, 0)]
         assert said == [objective(*each) for each in expected]
+
+    def test_landing(self, drive: Callable[[str, str], list[str]]):
+        x, bases = unpacked("landing", "x"), unpacked("landing", "bases")
+
+        def report(k: int, steps: int) -> str:
+            before, after = (em_attention(x[None], bases[:k], num_iters=t).bases for t in (steps - 1, steps))
+            one, other = (e_step(x[None], each).argmax(dim=-1) for each in (before, after))
+            distinct = int(distinct_bases(after[0]).max()) + 1
+            moved = 100 * (one != other).double().mean()
+            return (
+                f"After {steps} iterations: {k} bases, {distinct} distinct. "
+                f"The last one moved {moved:.0f} % of the positions to another base."
+            )
+
+        said = drive("landing", 'slide("iterations", 5); slide("bases", 0); slide("iterations", 0); press("Reset")')
+        assert said[0] == said[-1] == report(4, 3)
+        assert said[1:3] == [report(4, 5), report(2, 5)]
+        assert said[3].startswith("At the start: 2 random bases")
 
     def test_pixel_attention(self, drive: Callable[[str, str], list[str]]):
         x = unpacked("pixel-attention", "x")
@@ -357,11 +397,12 @@ class TestInABrowser:
 
         said = drive(
             "moving-average",
-            'slide("batch", 12); slide("momentum", 0); slide("images per", 0);'
+            'slide("batch", 0); slide("batch", 12); slide("momentum", 0); slide("images per", 0);'
             'pick("length", "batch_mean"); pick("length", "after_mixing"); slide("images differ", 0); press("Reset")',
         )
-        assert said[0].startswith("After 0 batches: length 1.000")
-        assert said[1:-1] == [
+        assert said[0].startswith("After 3 batches")
+        assert said[1].startswith("After 0 batches: length 1.000")
+        assert said[2:-1] == [
             length(0.9, 4, 40, "none"),
             length(0.5, 4, 40, "none"),
             length(0.5, 2, 40, "none"),
@@ -369,7 +410,7 @@ class TestInABrowser:
             length(0.5, 2, 40, "after_mixing"),
             length(0.5, 2, 0, "after_mixing"),
         ]
-        assert said[-1].startswith("After 0 batches")
+        assert said[-1] == said[0]  # all dials are back
 
     def test_the_picture_stays_without_scripts_data(self, tmp_path: Path):
         broken = interactive.interactive("mixture", {"points": []}, Figure(), "a picture").html

@@ -52,7 +52,16 @@ def test_only_github_gets_a_button_for_colab(launch: ModuleType) -> None:
     assert options["repository_url"] == ADDRESS
     assert options["repository_branch"] == REF
     assert options["launch_buttons"]["colab_url"].startswith("https://")
+    assert options["use_repository_button"]
+    assert options["use_edit_page_button"]
     assert launch.theme_options("https://git.example.org/someone/emalab", REF) == {}
+
+
+def test_pages_are_edited_on_a_branch(launch: ModuleType) -> None:
+    edit = f"{ADDRESS}/edit/{REF}/book/pixels.ipynb"
+    assert launch.on_branch(edit, REF, "main") == f"{ADDRESS}/edit/main/book/pixels.ipynb"
+    colab = f"https://colab.research.google.com/github/someone/emalab/blob/{REF}/book/pixels.ipynb"
+    assert launch.on_branch(colab, REF, "main") == colab
 
 
 def test_the_page_names_the_address_in_its_cell(launch: ModuleType) -> None:

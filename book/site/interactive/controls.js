@@ -49,7 +49,7 @@
    *
    * @param {string} text @param {number[]} values @param {number} start one of them
    * @param {(value: number) => void} onInput @param {(value: number) => string} format
-   * @returns {{node: HTMLElement, value: number}}
+   * @returns {{node: HTMLElement, value: number, reset: () => void}}
    */
   function slider(text, values, start, onInput, format = String) {
     const input = element("input", { type: "range", min: 0, max: values.length - 1, step: 1 });
@@ -65,18 +65,29 @@
       input.setAttribute("aria-valuetext", format(get()));
     };
     Object.defineProperty(control, "value", { get, set });
+    control.reset = () => set(start);
     input.addEventListener("input", () => (show(), onInput(get())));
     set(start);
     return control;
   }
 
-  /** A list to choose from. @param {Record<string, string>} options value → text @returns {{node: HTMLElement, value: string}} */
+  /**
+   * A list to choose from, with the first option chosen.
+   *
+   * @param {Record<string, string>} options value → text
+   * @returns {{node: HTMLElement, value: string, reset: () => void}}
+   */
   function choice(text, options, onInput) {
     const items = Object.entries(options).map(([value, label]) => element("option", { value }, label));
     const select = element("select", {}, ...items);
     select.addEventListener("change", () => onInput(select.value));
     const node = element("label", {}, element("span", {}, text), select);
-    return { node, get value() { return select.value; } };
+    return { node, get value() { return select.value; }, reset: () => (select.selectedIndex = 0) };
+  }
+
+  /** What to try. */
+  function prompt(text) {
+    return element("p", { class: "emalab-prompt" }, element("strong", {}, "Predict, then drag: "), text);
   }
 
   /** A line that screen readers announce when it changes. */
@@ -267,15 +278,20 @@
   }
 
   /**
-   * A button that repeats a step until there is nothing left to do, and says "Pause" meanwhile. Where the reader
-   * prefers little motion, all steps are taken at once.
+   * A button that repeats a step until there is nothing left to do, and says "Pause" meanwhile; pressed again at the end,
+   * it begins anew. Where the reader prefers little motion, all steps are taken at once.
    *
    * @param {string} text @param {() => boolean} step one step; whether there are more
    * @param {number} interval milliseconds between steps
+   * @param {{ended: () => boolean, rewind: () => void}} [end] whether nothing is left, and how to begin anew
    */
-  function player(text, step, interval) {
+  function player(text, step, interval, end) {
     let timer;
-    const node = button(text, () => (timer === undefined ? start() : stop()));
+    const node = button(text, () => {
+      if (timer !== undefined) return stop();
+      if (end?.ended()) end.rewind();
+      start();
+    });
     function start() {
       if (timer !== undefined) return;
       if (matchMedia("(prefers-reduced-motion: reduce)").matches) {
@@ -314,7 +330,7 @@
   emalab.mount = mount;
   emalab.figures ??= {};
   emalab.controls = {
-    ...{ PALETTE, magma, blend, css, element, button, slider, choice, status, toolbar, panels, threePanels, panel },
+    ...{ PALETTE, magma, blend, css, element, button, slider, choice, prompt, status, toolbar, panels, threePanels, panel },
     ...{ positionMap, drawing, chart, segment, disc, arrow, player },
   };
 })((globalThis.emalab ??= {}));

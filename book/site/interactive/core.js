@@ -137,6 +137,25 @@
     return Float64Array.from({ length: z.rows }, (_, j) => dot(weights, row(z, j)));
   }
 
+  /**
+   * The number of groups that `distinct_bases` finds: two groups unite while all their bases have a cosine of `threshold`
+   * or more, the most similar first.
+   *
+   * @param {Matrix} bases (k, c)
+   */
+  function countDistinct(bases, threshold = 0.95) {
+    const unit = normalizeBases(bases);
+    const likeness = similarity(unit, unit, 1).values;
+    const groups = Array.from({ length: bases.rows }, (_, k) => [k]);
+    const least = (a, b) => Math.min(...a.flatMap((i) => b.map((j) => likeness[i * bases.rows + j])));
+    for (;;) {
+      let best = [-Infinity];
+      groups.forEach((a, i) => groups.slice(0, i).forEach((b, j) => (best = least(a, b) > best[0] ? [least(a, b), i, j] : best)));
+      if (best[0] < threshold) return groups.length;
+      groups[best[2]].push(...groups.splice(best[1], 1)[0]);
+    }
+  }
+
   /** `perplexity`: how many equal parts have the entropy of a distribution. @param {Float64Array} weights */
   function perplexity(weights) {
     return Math.exp(weights.reduce((sum, w) => (w > 0 ? sum - w * Math.log(w) : sum), 0));
@@ -173,6 +192,6 @@
   emalab.core = {
     ...{ matrix, row, head, norm, unpack },
     ...{ eStep, mStep, normalizeBases, iterate, emAttention, logLikelihood },
-    ...{ nonLocalRow, emRow, perplexity, movingAverage },
+    ...{ nonLocalRow, emRow, perplexity, countDistinct, movingAverage },
   };
 })((globalThis.emalab ??= {}));

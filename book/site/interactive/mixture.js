@@ -3,7 +3,7 @@
 (function (emalab) {
   const { matrix, row, norm, eStep, iterate, logLikelihood } = emalab.core;
   const { PALETTE, arrow, blend, button, chart, css, disc, drawing } = emalab.controls;
-  const { panel, panels, player, segment, slider, status, toolbar } = emalab.controls;
+  const { panel, panels, player, prompt, segment, slider, status, toolbar } = emalab.controls;
   const REACH = 1.75; // half of the plane's width
   const RING = [1.5, 1.66]; // radii of the band that shows responsibilities by direction
   const MOST_ITERATIONS = 100;
@@ -27,17 +27,22 @@
       y: "objective L / nats",
       xMax: Math.max(10, objective.length - 1),
     }));
-    const run = player("Run", step, 120);
+    const run = player("Run", step, 120, { ended: () => !climbs(), rewind: restart });
     const number = slider("bases K", counts, data.bases, restart);
     const scale = slider("concentration λ", data.scale.values, data.scale.start, changed);
+
+    /** Whether another iteration would still climb. */
+    function climbs() {
+      const [before, after] = objective.slice(-2);
+      return objective.length <= MOST_ITERATIONS && !(after - before <= 1e-5);
+    }
 
     /** One iteration; whether another one would still climb. */
     function step() {
       bases = iterate(x, bases, scale.value);
       objective.push(logLikelihood(x, bases, scale.value));
       show();
-      const [before, after] = objective.slice(-2);
-      return objective.length <= MOST_ITERATIONS && after - before > 1e-5;
+      return climbs();
     }
 
     function restart() {
@@ -49,6 +54,8 @@
 
     function reset() {
       x = matrix(data.points);
+      selected = 0;
+      for (const dial of [number, scale]) dial.reset();
       restart();
     }
 
@@ -189,6 +196,7 @@
 
     reset();
     return [
+      prompt("which way does a base turn when one of its points moves twice as far out?"),
       toolbar(button("Step", () => (run.stop(), step())), run.node, button("Restart", restart), button("Reset", reset), number.node, scale.node),
       line,
       panels(

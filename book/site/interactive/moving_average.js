@@ -3,7 +3,7 @@
 (function (emalab) {
   const { matrix, norm, movingAverage } = emalab.core;
   const { PALETTE, arrow, button, chart, choice, css, disc, drawing } = emalab.controls;
-  const { element, panel, panels, player, slider, status, toolbar } = emalab.controls;
+  const { element, panel, panels, player, prompt, slider, status, toolbar } = emalab.controls;
   const DEGREE = Math.PI / 180;
 
   const RULES = { none: "as it comes", batch_mean: "mean at length one", after_mixing: "result at length one" };
@@ -25,6 +25,7 @@
   emalab.figures["moving-average"] = function (data) {
     const last = data.noise.length;
     const { dials } = data;
+    const START = Math.floor(last / 4); // so that there is a way to be seen
     let t, histories;
 
     const degrees = (value) => `${value}°`;
@@ -33,8 +34,8 @@
     const scatter = slider("images differ by", dials.scatter.values, dials.scatter.start, compute, degrees);
     const drift = slider("turn per batch", dials.drift.values, dials.drift.start, compute, degrees);
     const rule = choice("length", RULES, show);
-    const time = slider("batch", Array.from({ length: last + 1 }, (_, i) => i), 0, seek);
-    const run = player("Run", step, 60);
+    const time = slider("batch", Array.from({ length: last + 1 }, (_, i) => i), START, seek);
+    const run = player("Run", step, 60, { ended: () => t === last, rewind: () => seek(0) });
     const line = status();
 
     /** The direction that the images of batch t scatter around, as an angle. */
@@ -69,7 +70,9 @@
 
     function reset() {
       run.stop();
-      seek(0);
+      for (const dial of [momentum, images, scatter, drift, rule, time]) dial.reset();
+      t = time.value;
+      compute();
     }
 
     /** Curves of all rules, the chosen one heavy and on top. */
@@ -132,9 +135,10 @@
       return element("p", { class: "emalab-key" }, ...items);
     }
 
-    t = 0;
+    t = START;
     compute();
     return [
+      prompt("does a longer memory, a larger α, make the stored base shorter, or later, or both?"),
       toolbar(button("Step", () => (run.stop(), step())), run.node, button("Reset", reset), time.node),
       toolbar(momentum.node, images.node, scatter.node, drift.node, rule.node),
       line,

@@ -2,7 +2,7 @@
 /** Where a position of a photograph looks: under non-local attention, and under EM attention. */
 (function (emalab) {
   const { head, unpack, emAttention, emRow, nonLocalRow, perplexity } = emalab.core;
-  const { magma, panel, panels, positionMap, slider, status, threePanels, toolbar } = emalab.controls;
+  const { magma, panel, panels, positionMap, prompt, slider, status, threePanels, toolbar } = emalab.controls;
 
   /** What the arrow keys, Home and End do to a row and a column. */
   const MOVES = {
@@ -99,6 +99,9 @@
     show();
     const first = panel("click, drag, or use arrow keys", photo.node);
     const arrange = data.em ? threePanels : panels;
-    return [toolbar(...sliders), line, arrange(first.node, ...views.map((each) => each.node))];
+    const task = data.em
+      ? "at which scale s does non-local attention look at as few positions as EM attention with two bases?"
+      : "how many positions does this one look at when the scale s is zero?";
+    return [prompt(task), toolbar(...sliders), line, arrange(first.node, ...views.map((each) => each.node))];
   };
 })(globalThis.emalab);

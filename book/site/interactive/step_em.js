@@ -1,9 +1,9 @@
 "use strict";
 /** EM on the features of a photograph, one iteration at a time. */
 (function (emalab) {
-  const { head, unpack, eStep, iterate, logLikelihood } = emalab.core;
+  const { head, unpack, countDistinct, eStep, iterate, logLikelihood } = emalab.core;
   const { PALETTE, css, element, magma } = emalab.controls;
-  const { button, chart, choice, panel, panels, player, positionMap, slider, status, threePanels, toolbar } = emalab.controls;
+  const { button, chart, choice, panel, panels, player, positionMap, prompt, slider, status, threePanels, toolbar } = emalab.controls;
   const MOST_ITERATIONS = 40;
 
   /** Share of the positions that each base is responsible for, (n, k) → (k,). */
@@ -47,10 +47,16 @@
       y: "objective L / nats",
       xMax: Math.max(10, objective.length - 1),
     }));
-    const number = slider("bases K", counts, Math.min(8, most), reset);
-    const scale = slider("concentration λ", data.scales, 1, reset);
-    const from = choice("start from", texts, reset);
-    const run = player("Run", step, 350);
+    const number = slider("bases K", counts, Math.min(8, most), restart);
+    const scale = slider("concentration λ", data.scales, 1, restart);
+    const from = choice("start from", texts, restart);
+    const run = player("Run", step, 350, { ended: () => !climbs(), rewind: restart });
+
+    /** Whether another iteration would still climb. */
+    function climbs() {
+      const [before, after] = objective.slice(-2);
+      return objective.length <= MOST_ITERATIONS && !(after - before <= 1e-4 * x.rows);
+    }
 
     /** One iteration; whether another one would still climb. */
     function step() {
@@ -58,11 +64,15 @@
       bases = iterate(x, bases, scale.value);
       objective.push(logLikelihood(x, bases, scale.value));
       show();
-      const [before, after] = objective.slice(-2);
-      return objective.length <= MOST_ITERATIONS && after - before > 1e-4 * x.rows;
+      return climbs();
     }
 
     function reset() {
+      for (const dial of [number, scale, from]) dial.reset();
+      restart();
+    }
+
+    function restart() {
       run.stop();
       bases = head(starts[from.value], number.value);
       objective = [logLikelihood(x, bases, scale.value)];
@@ -83,7 +93,12 @@
       showOne();
       climb.redraw();
       const t = objective.length - 1;
-      line.textContent = `${t} ${t === 1 ? "iteration" : "iterations"}: L = ${objective[t].toFixed(1)} nats`;
+      const parts = shares(z);
+      const first = largest(parts);
+      line.textContent =
+        `${t} ${t === 1 ? "iteration" : "iterations"}: L = ${objective[t].toFixed(1)} nats; ` +
+        `${bases.rows} bases, ${countDistinct(bases)} distinct; ` +
+        `base ${first + 1} has the most of the image, ${Math.round(100 * parts[first])} %.`;
     }
 
     function showOne() {
@@ -111,6 +126,7 @@
 
     reset();
     return [
+      prompt("how many of the bases remain distinct after ten iterations, and does a larger λ leave more of them?"),
       toolbar(button("Step", () => (run.stop(), step())), run.node, button("Reset", reset), number.node, scale.node, from.node),
       line,
       threePanels(
