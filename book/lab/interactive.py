@@ -23,7 +23,15 @@ from PIL import Image
 
 FOLDER = Path(__file__).parents[1] / "site" / "interactive"
 LANDING = FOLDER.parent / "images" / "landing.json"
-FIGURES = ("step-em", "pixel-attention", "mixture", "moving-average", "landing")
+FIGURES = (
+    "step-em",
+    "pixel-attention",
+    "mixture",
+    "moving-average",
+    "landing",
+    "roofline",
+    "settings",
+)
 MOST_BYTES = 400_000  # of data in one figure
 
 __all__ = [

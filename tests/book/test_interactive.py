@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lab import interactive
+from lab import ablation, explorers, interactive
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from emalab.bases import MovingAverage
+from emalab.bench import Size
 from emalab.em import e_step, em_attention, log_likelihood, m_step, normalize_bases
 from emalab.inspection import distinct_bases, perplexity
 
@@ -202,7 +203,7 @@ class TestInteractive:
         cells = [cell.source for path in BOOK.glob("*.ipynb") for cell in nbformat.read(path, 4).cells]
         shown = {name for source in cells for name in re.findall(r'^interactive\(\n\s+"(.*)",', source, re.MULTILINE)}
         assert "{live-figure}" in (BOOK / "index.md").read_text()
-        assert shown | {"landing"} == set(interactive.FIGURES)
+        assert shown | {"landing", *EXPLORERS} == set(interactive.FIGURES)
 
     def test_the_landing_page_has_its_own_data(self):
         found = interactive.landing()
@@ -238,6 +239,7 @@ def small_data() -> dict[str, dict[str, Any]]:
 
 
 DATA = small_data()
+EXPLORERS = {"roofline": explorers.roofline, "settings": explorers.settings}  # their data are records
 
 # What a reader does, and notes what the figure says after each deed.
 DRIVE = """
@@ -277,14 +279,17 @@ def drive(tmp_path: Path) -> Callable[[str, str], list[str]]:
     """`drive(name, deeds)`: what the status line of a figure says at first and after each deed."""
 
     def run(name: str, deeds: str) -> list[str]:
-        shown = interactive.interactive(name, DATA[name], Figure(), "a picture").html
+        made = (
+            EXPLORERS[name]() if name in EXPLORERS else interactive.interactive(name, DATA[name], Figure(), "a picture")
+        )
+        shown = made.html
         end = "said.title = document.documentElement.scrollWidth; said.textContent = JSON.stringify(said_);"
         found = rendered(f"{DRIVE}{shown}<script>note(); {deeds}; {end}</script>", tmp_path)
         assert '<pre id="errors"></pre>' in found
         ((width, notes),) = re.findall(r'<pre id="said" title="(\d+)">(.*?)</pre>', found, re.DOTALL)
         assert int(width) <= 500  # the narrowest window that a headless browser makes
         assert "data-ready" in found
-        assert 'alt="a picture"' not in found
+        assert "<img" not in found.partition('id="interactive-')[2]
         return json.loads(notes)
 
     return run
@@ -411,6 +416,34 @@ class TestInABrowser:
             length(0.5, 2, 0, "after_mixing"),
         ]
         assert said[-1] == said[0]  # all dials are back
+
+    def test_roofline(self, drive: Callable[[str, str], list[str]]):
+        record = json.loads((BOOK / "results" / "h200-bench.json").read_text())
+        size = {"b": 16, "n": 65**2, "k": 64, "c": 512, "iterations": 3, "dtype": "bfloat16"}
+        rows = {row["method"]: row for row in record["rows"] if row["size"] == size}
+        said = drive("roofline", 'slide("bases", 6); press("Reset")')
+        for name, method in (("EM attention", "em-triton"), ("non-local attention", "non-local-sdpa")):
+            floor, seconds = (f"{1000 * rows[method][key]:.3g} ms" for key in ("floor", "replayed"))
+            assert f"{name} takes at least {floor}, limited by {rows[method]['bound']}; measured {seconds}" in said[0]
+        big = Size(16, 65**2, 512, 512, 3, "bfloat16")
+        moved, operations = big.cost("em-triton")
+        ceilings = record["ceilings"]
+        floor = max(moved / ceilings["bandwidth"], operations / ceilings["arithmetic"]["bfloat16"])
+        assert f"EM attention takes at least {1000 * floor:.3g} ms, limited by arithmetic" in said[1]
+        assert said[2] == said[0]
+
+    def test_settings(self, drive: Callable[[str, str], list[str]]):
+        said = drive(
+            "settings",
+            'press("Higher"); press("Higher"); press("Lower"); pick("hyperparameter", "K"); pick("data", "shapes");'
+            'press("Higher"); press("Higher"); press("Reset")',
+        )
+        row = ablation.findings("camvid").row("T=1").pooled
+        numbers = f"{row.mean:+.1f} points, 95 % interval [{row.low:+.1f}, {row.high:+.1f}]".replace("-", "−")
+        assert said[0] == f"T = 1 on street scenes: {numbers}: no detectable difference from 3."
+        assert said[2] == "T = 3 on street scenes: this is the default, which all others are compared with."
+        assert said[7] == "K = 8 on generated scenes: this is the default, which all others are compared with."
+        assert said[8] == said[0]
 
     def test_the_picture_stays_without_scripts_data(self, tmp_path: Path):
         broken = interactive.interactive("mixture", {"points": []}, Figure(), "a picture").html
