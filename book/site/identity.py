@@ -57,9 +57,7 @@ def logo() -> str:
 
 def draw(axes: Axes, scale: float) -> None:
     """The logo in a plot; ``scale`` is its radius in points."""
-    axes.add_patch(
-        Circle((0, 0), 1, fill=False, color=MUTED, linewidth=0.07 * scale)
-    )
+    axes.add_patch(Circle((0, 0), 1, fill=False, color=MUTED, linewidth=0.07 * scale))
     for degrees, color in zip(BASES, COLORS, strict=True):
         end = 0.68 * np.array([cos(radians(degrees)), sin(radians(degrees))])
         axes.plot(
@@ -88,9 +86,7 @@ def card() -> Figure:
         color="#1c2430",
         va="center",
     )
-    lines = (
-        "From K-means to EMANet:\nderived, built in PyTorch,\ntrained and measured."
-    )
+    lines = "From K-means to EMANet:\nderived, built in PyTorch,\ntrained and measured."
     figure.text(
         0.44, 0.36, lines, fontsize=29, color=MUTED, va="center", linespacing=1.4
     )

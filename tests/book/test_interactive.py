@@ -422,7 +422,7 @@ class TestInABrowser:
         size = {"b": 16, "n": 65**2, "k": 64, "c": 512, "iterations": 3, "dtype": "bfloat16"}
         rows = {row["method"]: row for row in record["rows"] if row["size"] == size}
         said = drive("roofline", 'slide("bases", 6); press("Reset")')
-        for name, method in (("EM attention", "em-triton"), ("non-local attention", "non-local-sdpa")):
+        for name, method in (("EM attention", "em-triton"), ("Non-local attention", "non-local-sdpa")):
             floor, seconds = (f"{1000 * rows[method][key]:.3g} ms" for key in ("floor", "replayed"))
             assert f"{name} takes at least {floor}, limited by {rows[method]['bound']}; measured {seconds}" in said[0]
         big = Size(16, 65**2, 512, 512, 3, "bfloat16")

@@ -2,7 +2,7 @@
 /** What limits attention on a GPU: its operations for each byte that it moves, under the roof of bandwidth and arithmetic. */
 (function (emalab) {
   const { button, disc, drawing, element, panel, prompt, segment, slider, status, toolbar } = emalab.controls;
-  const NAMES = { em: "EM attention", nonlocal: "non-local attention" };
+  const NAMES = { em: "EM attention", nonlocal: "Non-local attention" };
   const X = [1, 1e5]; // operations per byte
   const Y = [1e12, 2e15]; // operations per second
 
@@ -59,7 +59,7 @@
         context.fillText(String(10 ** (power - 12)), left - 6, toY(10 ** power));
         segment(context, left, toY(10 ** power), right, toY(10 ** power));
       }
-      for (const power of [0, 1, 2, 3, 4, 5]) {
+      for (const power of [0, 1, 2, 3, 4]) {
         context.textAlign = "center";
         context.fillText(String(10 ** power), toX(10 ** power), bottom + 12);
       }
@@ -72,8 +72,9 @@
       context.lineWidth = 2;
       segment(context, toX(X[0]), toY(bandwidth * X[0]), toX(ridge), toY(arithmetic));
       segment(context, toX(ridge), toY(arithmetic), right, toY(arithmetic));
-      context.fillText("bandwidth", toX(3), toY(bandwidth * 3) - 16);
-      context.fillText("arithmetic", toX(5e3), toY(arithmetic) - 10);
+      context.fillText("arithmetic", toX(8e3), toY(arithmetic) + 14);
+      context.textAlign = "right";
+      context.fillText("bandwidth", toX(8) - 10, toY(bandwidth * 8) - 6);
       for (const { method, intensity, operations, seconds, measured } of points()) {
         context.fillStyle = context.strokeStyle = data.colors[method];
         disc(context, toX(intensity), toY(operations / seconds), 6);
