@@ -1,4 +1,4 @@
-"""Figures that readers drive whose data are records: the roofline of attention, and measured effects of settings."""
+"""Figures that readers drive and that need no cell of their own: a roofline, effects of settings, paths of gradients."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 from emalab.bench import Size
 from lab import ablation
 from lab.interactive import Interactive, interactive
-from lab.style import METHODS, MUTED
+from lab.style import METHODS, MUTED, SYMBOLS
 
-__all__ = ["roofline", "settings"]
+__all__ = ["gradient_paths", "roofline", "settings"]
 
 IMAGES, CHANNELS, ITEMSIZE = 16, 512, 2  # of the record: bfloat16
 SIDES = [17, 33, 49, 65, 97, 129]
@@ -114,3 +114,18 @@ def _cells(study: str, prefix: str) -> list[dict[str, Any]]:
             }
             cells.append({"value": f"{float(number):g}", **interval})
     return sorted(cells, key=lambda cell: float(cell["value"]))
+
+
+def gradient_paths() -> Interactive:
+    """Which of T iterations a gradient passes under each setting of `grad`."""
+    color = SYMBOLS["gradient"]
+    figure, axes = plt.subplots(figsize=(6, 2), layout="constrained")
+    for t in (1, 2, 3):
+        axes.text(
+            t, 0, f"EM {t}", ha="center", va="center", bbox={"boxstyle": "square"}
+        )
+    axes.plot([3.3, 3.4], [0, 0], color=color, linewidth=3)
+    axes.set(xlim=(0.5, 4), ylim=(-1, 1))
+    axes.axis("off")
+    alt = "Three iterations of EM; the gradient ends before the last one."
+    return interactive("gradient-paths", {"most": 8, "color": color}, figure, alt)

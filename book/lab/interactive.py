@@ -31,6 +31,7 @@ FIGURES = (
     "landing",
     "roofline",
     "settings",
+    "gradient-paths",
 )
 MOST_BYTES = 400_000  # of data in one figure
 

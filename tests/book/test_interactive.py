@@ -239,7 +239,11 @@ def small_data() -> dict[str, dict[str, Any]]:
 
 
 DATA = small_data()
-EXPLORERS = {"roofline": explorers.roofline, "settings": explorers.settings}  # their data are records
+EXPLORERS = {
+    "roofline": explorers.roofline,
+    "settings": explorers.settings,
+    "gradient-paths": explorers.gradient_paths,
+}
 
 # What a reader does, and notes what the figure says after each deed.
 DRIVE = """
@@ -444,6 +448,17 @@ class TestInABrowser:
         assert said[2] == "T = 3 on street scenes: this is the default, which all others are compared with."
         assert said[7] == "K = 8 on generated scenes: this is the default, which all others are compared with."
         assert said[8] == said[0]
+
+    def test_gradient_paths(self, drive: Callable[[str, str], list[str]]):
+        said = drive(
+            "gradient-paths",
+            'pick("gradient", "last"); pick("gradient", "unroll"); slide("iterations", 7); press("Reset")',
+        )
+        assert said[0].startswith("The gradient passes none of 3 iterations")
+        assert said[1].startswith("The gradient passes 1 of 3 iterations")
+        assert said[2].startswith("The gradient passes 3 of 3 iterations")
+        assert said[3].startswith("The gradient passes 8 of 8 iterations")
+        assert said[4] == said[0]
 
     def test_the_picture_stays_without_scripts_data(self, tmp_path: Path):
         broken = interactive.interactive("mixture", {"points": []}, Figure(), "a picture").html
