@@ -29,8 +29,6 @@ ELSEWHERE = {
     "less 5 %, is the factor": "the same assumption",
     "A GPU has 8 GB left": "an exercise's assumption",
     "the goal of 0.13 ms": "a goal",
-    "meant to take 0.45 ms": "a goal",
-    "(0.13 ms)": "a goal",
     "above 100 %": "a bound",
     "of 70 % remain 54 %": "arithmetic",
     "one shape gives 69 %, twenty give 98.7 %": "arithmetic: a normal quantile",
