@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 
 from emalab.studies import StudyFolder, load_studies
 from emalab.studies.statistics import Interval, Scores, two_way_differences
-from emalab.studies.summary import StudySummary, format_interval, summarize
+from emalab.studies.summary import StudySummary, summarize
 from lab import tables
 from lab.style import METHODS, MUTED
 
@@ -176,21 +176,6 @@ def verdict(text: str) -> Markdown:
     The cell has the metadata ``{"mystnb": {"markdown_format": "myst"}}``, and the text may have links and references.
     """
     return Markdown(f":::{{admonition}} Verdict\n:class: important\n\n{text}\n:::")
-
-
-def table(found: StudySummary, names: Mapping[str, str] | None = None) -> str:
-    """Aligned text: seeds, mean, difference from the base over pairs of seeds and with the scatter of all cells, each
-    with half its 95 % interval; and where the numbers come from."""
-    names = names or {}
-    labels = [names.get(row.label, row.label) for row in found.rows]
-    width = max(map(len, labels))
-    lines = [f"{'':<{width}}  seeds   mIoU  − base, pairs  − base, all cells"]
-    for label, row in zip(labels, found.rows, strict=True):
-        line = f"{label:<{width}}  {len(row.scores):>5}  {row.mean.mean:5.2f}"
-        if row.difference.num_values:
-            line += f"  {format_interval(row.difference):<13}  {format_interval(row.pooled)}"
-        lines.append(line + (f"  {len(row.diverged)} diverged" if row.diverged else ""))
-    return "\n".join([*lines, origin(found)])
 
 
 def origin(found: StudySummary) -> str:
