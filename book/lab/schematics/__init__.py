@@ -3,6 +3,7 @@
 from lab.schematics.attention import attention_sizes, em_loop
 from lab.schematics.network import ema_unit, emanet
 from lab.schematics.paths import agreement, gradient_paths, memory_passes
+from lab.schematics.places import unit_places
 
 __all__ = [
     "agreement",
@@ -12,4 +13,5 @@ __all__ = [
     "emanet",
     "gradient_paths",
     "memory_passes",
+    "unit_places",
 ]
