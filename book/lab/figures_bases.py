@@ -47,6 +47,7 @@ SCALES = ("#9ebcda", "#6a8fc0", "#7b4fa0", "#4d004b")  # λ, the larger the dark
 def _clean(panels: np.ndarray) -> None:
     for axes in panels.flat:
         axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
 
 
 def _picture(picture: Tensor) -> np.ndarray:
@@ -58,11 +59,13 @@ def draw_rows(
 ) -> Figure:
     """A row for each picture: itself, then its maps (h, w) of responsibilities, all from 0 to 1."""
     heads = list(next(iter(maps.values())))
+    ratios = [picture.shape[-2] / picture.shape[-1] for picture in pictures.values()]
     figure, panels = plt.subplots(
         len(pictures),
         1 + len(heads),
-        figsize=(8, 8 / (1 + len(heads)) * len(pictures) + 0.5),
+        figsize=(8, 7 / (1 + len(heads)) * sum(ratios) + 0.4),
         layout="constrained",
+        height_ratios=ratios,
         squeeze=False,
     )
     for row, (name, picture) in zip(panels, pictures.items(), strict=True):
@@ -249,7 +252,6 @@ def draw_spectrum(
     )
     left.set_xticks((0, 1, 2, 4, 8, 16, 32, 64), (0, 1, 2, 4, 8, 16, 32, 64))
     left.minorticks_off()
-    left.legend([line, dot], ["best of that rank", "reconstruction"])
     first = next(iter(pairs.values()))
     for label, matrix, color in zip(
         ("features", "reconstruction"), first, (MAIN, METHODS["non-local"]), strict=True
@@ -260,7 +262,13 @@ def draw_spectrum(
         )
     right.axvline(64, color="black", linewidth=1, linestyle=":", label="K = 64")
     right.set(xlabel="index", ylabel="singular value / the largest", ylim=(1e-7, 2))
-    right.legend()
+    handles, labels = right.get_legend_handles_labels()
+    labels = ["singular values of the features", "of the reconstruction", *labels[2:]]
+    handles, labels = (
+        [line, dot, *handles],
+        ["least error of that rank", "reconstruction", *labels],
+    )
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9)
     return figure, rows
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
 from lab.style import GRADIENTS, METHODS, MUTED
@@ -26,8 +27,8 @@ def draw_cosines(before: Tensor, after: Tensor) -> Figure:
     """Cosines of pairs of features before and after a random convolution."""
     figure, axes = plt.subplots(figsize=(3.8, 3.6), layout="constrained")
     axes.plot(before, after, ".", color=MAIN, markersize=2, alpha=0.4, rasterized=True)
-    axes.plot([0, 1], [0, 1], "k--", linewidth=1)
-    axes.annotate("equal", (0.12, 0.2), rotation=45, fontsize=9)
+    axes.plot([0, 1], [0, 1], "k--", linewidth=1, label="equal")
+    axes.legend(loc="lower right")
     axes.set(xlabel="cosine of two features", ylabel="cosine after the convolution")
     axes.set_aspect("equal")
     return figure
@@ -106,5 +107,6 @@ def draw_implicit(
     color = GRADIENTS["last"]
     axes.plot(1, missing[0], "^", color=color, markersize=9, label='grad="last"')
     axes.set(xlabel="unrolled iterations T", ylabel="missing share of the gradient")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
     return figure
