@@ -38,6 +38,7 @@ __all__ = [
     "draw_spectrum",
     "draw_sweep",
     "draw_use",
+    "rebuilt_rows",
 ]
 
 MAIN = METHODS["EM"]
@@ -85,13 +86,26 @@ def draw_cosines(matrices: Mapping[str, Tensor], groups: Tensor) -> Figure:
     figure, panels = plt.subplots(1, 3, figsize=(8, 2.9), layout="constrained")
     for axes, (title, bases) in zip(panels, matrices.items(), strict=True):
         drawn = axes.imshow(cosines(bases[order]).numpy(), vmin=-0.2, vmax=1)
-        for edge in groups.bincount().cumsum(0)[:3] - 0.5:
+        for edge in (groups.bincount().cumsum(0)[:3] - 0.5).tolist():
             axes.axhline(edge, color="white", linewidth=0.7)
             axes.axvline(edge, color="white", linewidth=0.7)
         axes.set_title(title)
     _clean(panels)
     figure.colorbar(drawn, ax=panels, label="cosine")
     return figure
+
+
+def _number(axes: Axes, places: Tensor) -> None:
+    """The number of each group above its place."""
+    for group, (x, y) in enumerate(places.tolist()):
+        axes.annotate(
+            str(group),
+            (x, y),
+            xytext=(0, 6),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9,
+        )
 
 
 def draw_compass(
@@ -113,18 +127,14 @@ def draw_compass(
         x, y = mean_direction[members].T
         left.scatter(x, y, s=60, color=colors[kind], label=kind)
         right.bar(places[members], at_outline[members], color=colors[kind])
-    for group, place in enumerate(mean_direction):
-        left.annotate(
-            str(group),
-            place,
-            xytext=(0, 6),
-            textcoords="offset points",
-            ha="center",
-            fontsize=9,
-        )
+    _number(left, mean_direction)
     left.set(xlim=(-1.1, 1.1), ylim=(1.1, -1.1), aspect="equal")  # down is down
-    left.set(xlabel="← left        right →", ylabel="← down        up →")
-    left.set(xticks=[], yticks=[])
+    left.set(
+        xlabel="← left        right →",
+        ylabel="← down        up →",
+        xticks=[],
+        yticks=[],
+    )
     line = right.axhline(everywhere, color="black", linestyle=":")
     right.set(xlabel="group", ylabel="share on the outline", ylim=(0, 1))
     right.set_xticks(range(len(sizes)))
@@ -218,17 +228,17 @@ def draw_use(
     return figure
 
 
-def draw_spectrum(
-    pairs: Mapping[str, tuple[Tensor, Tensor]],
-) -> tuple[Figure, list[dict[str, object]]]:
-    """Least error by rank and where the reconstruction is, for features and reconstruction (n, c); rows of a table."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained")
+Pairs = Mapping[
+    str, tuple[Tensor, Tensor]
+]  # of each image: features and reconstruction, (n, c)
+
+
+def rebuilt_rows(pairs: Pairs) -> list[dict[str, object]]:
+    """Rows of a table: what each reconstruction leaves out, and what the best of some ranks would."""
     rows: list[dict[str, object]] = []
     for name, (x, rebuilt) in pairs.items():
         best, error = rank_errors(x), error_up_to_scale(x, rebuilt)
         as_good = int((best > error).sum())
-        (line,) = left.plot(range(65), best[:65], color=MAIN, linewidth=1, alpha=0.7)
-        (dot,) = left.plot(as_good, error, "o", color=METHODS["non-local"])
         rows.append(
             {
                 "image": name,
@@ -236,40 +246,41 @@ def draw_spectrum(
                 "best of rank 15": f"{best[15]:.0%}",
                 "best of rank 64": f"{best[64]:.0%}",
                 "rank as good": as_good,
-                "effective rank": round(float(effective_rank(rebuilt)), 1),
+                "effective rank": f"{effective_rank(rebuilt):.1f}",
             }
         )
         assert best[64] < 0.12
         assert as_good <= 5
         assert best[15] < 0.6 * error
         assert 0.35 < error < 0.7
-    left.set(
-        xlabel="rank",
-        ylabel="relative error",
-        ylim=(0, 1),
-        xscale="symlog",
-        xlim=(0, 64),
-    )
+    return rows
+
+
+def draw_spectrum(pairs: Pairs) -> Figure:
+    """Least error by rank with the errors of the reconstructions, and the first image's singular values."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained")
+    for x, rebuilt in pairs.values():
+        best, error = rank_errors(x), float(error_up_to_scale(x, rebuilt))
+        as_good = int((best > error).sum())
+        (line,) = left.plot(range(65), best[:65], color=MAIN, linewidth=1, alpha=0.7)
+        (dot,) = left.plot(as_good, error, "o", color=METHODS["non-local"])
+    left.set(xlabel="rank", ylabel="relative error", ylim=(0, 1))
+    left.set(xscale="symlog", xlim=(0, 64))
     left.set_xticks((0, 1, 2, 4, 8, 16, 32, 64), (0, 1, 2, 4, 8, 16, 32, 64))
     left.minorticks_off()
-    first = next(iter(pairs.values()))
-    for label, matrix, color in zip(
-        ("features", "reconstruction"), first, (MAIN, METHODS["non-local"]), strict=True
-    ):
+    colors = MAIN, METHODS["non-local"]
+    for matrix, color in zip(next(iter(pairs.values())), colors, strict=True):
         values = torch.linalg.svdvals(matrix.double())
-        right.semilogy(
-            range(1, 101), values[:100] / values[0], color=color, label=label
-        )
-    right.axvline(64, color="black", linewidth=1, linestyle=":", label="K = 64")
+        right.semilogy(range(1, 101), values[:100] / values[0], color=color)
+    right.axvline(64, color="black", linewidth=1, linestyle=":")
     right.set(xlabel="index", ylabel="singular value / the largest", ylim=(1e-7, 2))
-    handles, labels = right.get_legend_handles_labels()
-    labels = ["singular values of the features", "of the reconstruction", *labels[2:]]
-    handles, labels = (
-        [line, dot, *handles],
-        ["least error of that rank", "reconstruction", *labels],
+    labels = (
+        *("least error of that rank", "reconstruction"),
+        *("singular values of the features", "of the reconstruction", "K = 64"),
     )
+    handles = [line, dot, *right.lines]
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9)
-    return figure, rows
+    return figure
 
 
 def _as_colors(x: Tensor, rebuilt: Tensor, height: int) -> list[np.ndarray]:
