@@ -67,7 +67,7 @@ def _show(axes: Axes, image: Tensor) -> None:
 def draw_evidence() -> Figure:
     """A scene of each kind with the window of one pixel, and the recorded scores of the three heads."""
     figure, panels = plt.subplots(
-        2, 2, figsize=(6.4, 4.3), layout="constrained", width_ratios=(1, 1.6)
+        2, 2, figsize=(6.4, 3.7), layout="constrained", width_ratios=(1, 1.9)
     )
     for (benchmark, kind), (left, right) in zip(KINDS.items(), panels, strict=True):
         scenes = load_dataset(benchmark, "val")
