@@ -25,6 +25,7 @@ from emalab.inspection import (
     rank_errors,
 )
 from emalab.viz import overlay
+from lab.figures_first_training_run import hexadecimal
 from lab.style import GRADIENTS, METHODS, MUTED
 
 __all__ = [
@@ -181,8 +182,7 @@ def draw_mosaic(
         {int(c) for found in labels.values() for c in found.unique() if 0 < c < 255}
     )
     patches = [
-        Patch(color=np.array(spec.palette[c]) / 255, label=spec.classes[c])
-        for c in shown
+        Patch(color=hexadecimal(spec.palette[c]), label=spec.classes[c]) for c in shown
     ]
     figure.legend(
         handles=patches, loc="outside lower center", ncols=6, fontsize=9, title="labels"
@@ -376,8 +376,7 @@ def _stack_classes(axes: Axes, table: Tensor, spec: DatasetSpec) -> None:
     share = table.sum(dim=0) / table.sum()
     often = share.argsort(descending=True)[:8].tolist()
     patches = [
-        Patch(color=np.array(spec.palette[c]) / 255, label=spec.classes[c])
-        for c in often
+        Patch(color=hexadecimal(spec.palette[c]), label=spec.classes[c]) for c in often
     ]
     axes.legend(
         handles=patches, title="the eight most frequent classes", loc="upper center",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -32,6 +32,7 @@ __all__ = [
     "draw_maps",
     "draw_predictions",
     "draw_samples",
+    "hexadecimal",
     "labels_of",
     "recorded",
 ]
@@ -44,6 +45,11 @@ COLORS = {
 KINDS = {"shapes-pooled": "pooled evidence", "shapes-far": "far cue"}
 SEED: dict[str, Any] = {"color": "black", "markerfacecolor": "white", "markersize": 5}
 WINDOW = 19  # pixels a side that a pixel's logits depend on, without a context module
+
+
+def hexadecimal(color: Sequence[int]) -> str:
+    """A color of a palette (red, green, blue from 0 to 255) as matplotlib takes it."""
+    return f"#{bytes(color).hex()}"
 
 
 def recorded(benchmark: str) -> dict[str, CellSummary]:
@@ -108,10 +114,14 @@ def draw_samples(images: Tensor, masks: Tensor, spec: DatasetSpec) -> Figure:
         _bare(below)
     panels[0, 0].set_ylabel("image")
     panels[1, 0].set_ylabel("labels")
-    handles = [Patch(color=np.array(color) / 255) for color in spec.palette]
-    columns = min(len(handles), 6)
-    where = "outside lower center"
-    figure.legend(handles, spec.classes, loc=where, ncols=columns, fontsize=9)
+    handles = [Patch(color=hexadecimal(color)) for color in spec.palette]
+    figure.legend(
+        handles,
+        spec.classes,
+        loc="outside lower center",
+        ncols=min(len(handles), 6),
+        fontsize=9,
+    )
     return figure
 
 
