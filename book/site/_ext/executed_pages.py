@@ -2,6 +2,8 @@
 
 A note stands above each failed cell, whose code and traceback are shown whatever its tags hide. A note below the title
 says that the page is incomplete, and links to the first failed cell.
+
+A page with the line `TIMES` shows there how long each chapter took.
 """
 
 import re
@@ -16,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import chapters
 
+TIMES = "<!-- times of the chapters -->"
 _TITLE = re.compile(r"^# .*$", re.MULTILINE)
 
 
@@ -79,9 +82,32 @@ def _box(title: str, error: str, text: str = "") -> str:
     return f":::::{{admonition}} {title}\n:class: error\n{text}\n\n{shown}\n:::::"
 
 
+def rounded(seconds: float) -> str:
+    """A time as readers need it: to ten seconds below a minute, to minutes above."""
+    if seconds < 55:
+        return f"about {max(10, 10 * round(seconds / 10))} s"
+    return f"about {round(seconds / 60)} min"
+
+
+def times(order: list[str]) -> str:
+    """A table of the executed chapters, in the order of the book: their titles, and how long they took."""
+    rows = []
+    for name in order:
+        path = chapters.ROOT / f"{name}.ipynb"
+        if path.exists():
+            seconds = chapters.seconds_before(path)
+            rows.append(
+                f"| [](/{name}.ipynb) | {rounded(seconds) if seconds else '–'} |"
+            )
+    return "\n".join(["| chapter | time |", "|:--|--:|", *rows])
+
+
 def _fill(app: Any, docname: str, source: list[str]) -> None:
     """Sphinx ``source-read`` handler: a page that nobody has executed yet is executed here."""
     path = Path(app.env.doc2path(docname))
+    if TIMES in source[0]:
+        toc = Path(app.config.external_toc_path).read_text(encoding="utf-8")
+        source[0] = source[0].replace(TIMES, times(re.findall(r"file: (\S+)", toc)))
     if path.suffix != ".ipynb":
         return
     chapter = chapters.kept(path) or chapters.execute(path)
