@@ -3,10 +3,9 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from emalab.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from emalab.architecture import SegmenterConfig
     from emalab.convert import load_mmseg, load_official
     from emalab.data import get_spec, load_dataset
     from emalab.em import EMOutput, em_attention
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from emalab.prediction import predict, predict_with_confidence
     from emalab.recipes import Recipe, get_recipe, recipe_names
     from emalab.segmenter import Segmenter, build_segmenter
+    from emalab.segmenter_config import SegmenterConfig
     from emalab.trainer import train
 
 __all__ = [
@@ -49,7 +49,7 @@ _LAZY = {
     "Recipe": "recipes",
     "RunOptions": "options",
     "Segmenter": "segmenter",
-    "SegmenterConfig": "architecture",
+    "SegmenterConfig": "segmenter_config",
     "build_segmenter": "segmenter",
     "em_attention": "em",
     "evaluate": "evaluation",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 import torch.distributed as dist
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
-from emalab.choices import Renormalize
+from emalab.choices import MaintenanceName, Renormalize, check_choice
 from emalab.em import normalize_bases
 
 __all__ = [
@@ -68,7 +67,7 @@ class Maintenance:
 
 
 class Frozen(Maintenance):
-    """The random initial bases, for ever ("no maintenance" in the paper's ablation)."""
+    """The random initial bases, never updated ("no maintenance" in the paper's ablation)."""
 
 
 class Learned(Maintenance):
@@ -102,8 +101,7 @@ class MovingAverage(Maintenance):
     def __post_init__(self) -> None:
         if not 0 <= self.momentum <= 1:
             raise ValueError(f"momentum weights the old bases and must lie in [0, 1], got {self.momentum}")
-        if self.renormalize not in get_args(Renormalize):
-            raise ValueError(f"renormalize must be one of {', '.join(get_args(Renormalize))}; got {self.renormalize!r}")
+        check_choice("renormalize", self.renormalize, Renormalize)
 
     def update(self, bases: Tensor, batch_bases: Tensor) -> Tensor:
         """The mixed bases (k, c), identical on every rank."""
@@ -127,6 +125,5 @@ def make_maintenance(name: str, *, momentum: float = 0.9, renormalize: Renormali
         "learned": Learned,
         "per_image": PerImage,
     }
-    if name not in strategies:
-        raise ValueError(f"maintenance must be one of {', '.join(strategies)}; got {name!r}")
+    check_choice("maintenance", name, MaintenanceName)
     return strategies[name]()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from emalab.choices import Method
 from emalab.em import em_attention
+from emalab.tables import aligned
 
 _CHECKED = 256  # positions of non-local attention that are compared: the whole matrix in float64 fills any memory first
 
@@ -252,11 +253,7 @@ def format_table(rows: Sequence[Row], ceilings: Ceilings) -> str:
         memory = "–" if row.memory is None else f"{row.memory / 1e6:.1f}"
         found = (f"{1000 * row.seconds:.4f}", replayed, floor, reached, row.bound, f"{row.error:.0e}")
         table.append((*names, *found, memory))
-    widths = [max(len(cells[i]) for cells in table) for i in range(len(head))]
-    for cells in table:
-        sized = enumerate(zip(cells, widths, strict=True))
-        text = (cell.ljust(width) if i in (5, 6, 11) else cell.rjust(width) for i, (cell, width) in sized)
-        lines.append("  ".join(text).rstrip())
+    lines += aligned(table, right=set(range(len(head))) - {5, 6, 11})
     failures = dict.fromkeys(f"{row.method}: {row.failure}" for row in rows if row.failure)
     return "\n".join([*lines, *failures])
 

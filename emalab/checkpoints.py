@@ -12,29 +12,28 @@ import math
 import pickle
 import shlex
 import zipfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from emalab.data.spec import DatasetSpec
 from emalab.files import write_atomically
 from emalab.recipes import Recipe, recipe_changes, recipe_from_dict, recipe_to_dict
-from emalab.segmenter import Segmenter, build_segmenter
+from emalab.segmenter_config import SegmenterConfig
 from emalab.shipped import find_checkpoint, shipped_weights
 
 __all__ = [
     "CheckpointError",
     "all_finite",
     "export_segmenter",
-    "load_initial_weights",
-    "load_segmenter",
+    "load_network",
     "load_training_state",
     "named_tensors",
     "read_metadata",
@@ -51,6 +50,7 @@ __all__ = [
 FORMAT = "emalab-2"  # emalab-1 had no checksum
 _FORMATS = ("emalab-1", FORMAT)
 _LONGEST_RECIPE = 2**20  # characters
+_Network = TypeVar("_Network", bound=nn.Module)
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -200,7 +200,7 @@ def require_finite(tensors: Mapping[str, Tensor], problem: str) -> None:
 
 
 def export_segmenter(
-    model: Segmenter, path: Path, recipe: Recipe, metadata: Mapping[str, Any], dtype: torch.dtype = torch.float16
+    model: nn.Module, path: Path, recipe: Recipe, metadata: Mapping[str, Any], dtype: torch.dtype = torch.float16
 ) -> None:
     """Write a released network as ``.safetensors``: weights as ``dtype``, and how it came to be.
 
@@ -234,13 +234,13 @@ def read_metadata(path_or_name: str | Path) -> dict[str, Any]:
     """What `export_segmenter` recorded beside the weights: ``recipe`` as a `Recipe`, and the given metadata.
 
     Raises:
-        FileNotFoundError, CheckpointError: as in `load_segmenter`.
+        FileNotFoundError, CheckpointError: as in `load_network`.
     """
     return _read_release(find_checkpoint(path_or_name), tensors=False)[0]
 
 
 def read_recipe(path_or_name: str | Path) -> Recipe:
-    """The recipe of a release or of a training checkpoint; errors as in `load_segmenter`."""
+    """The recipe of a release or of a training checkpoint; errors as in `load_network`."""
     path = find_checkpoint(path_or_name)
     return read_metadata(path)["recipe"] if path.suffix == ".safetensors" else load_training_state(path)[0]
 
@@ -248,7 +248,7 @@ def read_recipe(path_or_name: str | Path) -> Recipe:
 def read_spec(path_or_name: str | Path) -> DatasetSpec | None:
     """Classes and colors of the data that a network was trained on; None where its file is from before they were kept.
 
-    Errors as in `load_segmenter`.
+    Errors as in `load_network`.
     """
     path = find_checkpoint(path_or_name)
     release = path.suffix == ".safetensors"
@@ -288,10 +288,13 @@ def require_one_run(path: Path, record: Mapping[str, Any]) -> None:
         )
 
 
-def load_segmenter(path_or_name: str | Path, allow_code: Collection[str] = ()) -> Segmenter:
-    """A trained network in evaluation mode and float32, on the CPU.
+def load_network(
+    build: Callable[[SegmenterConfig], _Network], path_or_name: str | Path, allow_code: Collection[str] = ()
+) -> _Network:
+    """A trained network in evaluation mode and float32, on the CPU: what `Segmenter.from_pretrained` does.
 
     Args:
+        build: makes the network that a configuration describes.
         path_or_name: a ``.safetensors`` release, a ``.pt`` training checkpoint, or the name of a shipped release.
         allow_code: modules that may be imported where the file names one of them as "module:Class", the context module
             of its network.
@@ -312,10 +315,12 @@ def load_segmenter(path_or_name: str | Path, allow_code: Collection[str] = ()) -
         state = content["model"]
     if not all_finite(tensor for _, tensor in named_tensors(state)):
         require_finite(dict(named_tensors(state)), f"{path} is of no use")
-    return _built(path, recipe, state, allow_code).eval()
+    return _filled(build, path, recipe, state, allow_code).eval()
 
 
-def _built(path: Path, recipe: Recipe, state: Any, allow_code: Collection[str]) -> Segmenter:
+def _filled(
+    build: Callable[[SegmenterConfig], _Network], path: Path, recipe: Recipe, state: Any, allow_code: Collection[str]
+) -> _Network:
     """The network of ``recipe`` with the weights ``state``; nothing is allocated before they are known to fit."""
     module, colon, _ = recipe.model.context.partition(":")
     if colon and module not in allow_code:
@@ -326,10 +331,10 @@ def _built(path: Path, recipe: Recipe, state: Any, allow_code: Collection[str]) 
     config = replace(recipe.model, backbone_weights=None)
     try:
         with nullcontext() if colon else torch.device("meta"):
-            wanted = {key: value.shape for key, value in build_segmenter(config).state_dict().items()}
+            wanted = {key: value.shape for key, value in build(config).state_dict().items()}
         found = {key: value.shape for key, value in named_tensors(state)}
         if wanted == found:
-            model = build_segmenter(config)
+            model = build(config)
             model.load_state_dict(state)
             return model
         key = next(key for key in {**wanted, **found} if wanted.get(key) != found.get(key))
@@ -340,44 +345,6 @@ def _built(path: Path, recipe: Recipe, state: Any, allow_code: Collection[str]) 
     except (RuntimeError, ValueError, AttributeError) as error:
         reason = str(error)
     raise CheckpointError(f"the weights in {path} do not fit the network of their recipe: {reason}")
-
-
-def load_initial_weights(model: Segmenter, path_or_name: str | Path) -> list[str]:
-    """Give ``model`` the weights, statistics and bases of a trained network, to go on from there with other data.
-
-    Strict: both must have the same tensors. Where they tell another number of classes apart, the tensors with a row for
-    each class keep the values they have.
-
-    Args:
-        model: changed in place.
-        path_or_name: as in `load_segmenter`.
-
-    Returns:
-        The names of the tensors that were left alone.
-
-    Raises:
-        FileNotFoundError, CheckpointError: as in `load_segmenter`, and for a network that differs in anything but the
-            number of classes; the message names the first tensor that does.
-    """
-    # What the model at hand is made of has been imported already.
-    source = load_segmenter(path_or_name, allow_code=(model.config.context.partition(":")[0],))
-    theirs, ours = source.state_dict(), model.state_dict()
-    classes = (source.config.num_classes, model.config.num_classes)
-
-    def classifies(key: str) -> bool:
-        old, new = theirs[key].shape, ours[key].shape
-        return classes[0] != classes[1] and (old[:1], new[:1]) == ((classes[0],), (classes[1],)) and old[1:] == new[1:]
-
-    new = [key for key in ours if key in theirs and classifies(key)]
-    for key in {**ours, **theirs}:
-        shapes = [tuple(state[key].shape) if key in state else "absent" for state in (theirs, ours)]
-        if shapes[0] != shapes[1] and key not in new:
-            raise CheckpointError(
-                f"the weights in {path_or_name} are of another network: {key} is {shapes[0]} there and {shapes[1]} "
-                "here; only the number of classes may differ"
-            )
-    model.load_state_dict({key: value for key, value in theirs.items() if key not in new}, strict=False)
-    return new
 
 
 def _read_release(path: Path, tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:

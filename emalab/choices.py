@@ -1,8 +1,24 @@
 """The words that settings take. Recipes and help need the words alone, and must not wait for torch."""
 
-from typing import Literal
+from __future__ import annotations
 
-__all__ = ["AttentionPath", "Backend", "Grad", "MaintenanceName", "Method", "NonLocalMode", "Norm", "Renormalize"]
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "AttentionPath",
+    "Backend",
+    "EMSettings",
+    "Grad",
+    "MaintenanceName",
+    "Method",
+    "NonLocalMode",
+    "Norm",
+    "Renormalize",
+    "check_choice",
+]
 
 Norm = Literal["l2", "layer", "none"]
 Grad = Literal["stop", "last", "unroll"]
@@ -13,3 +29,31 @@ NonLocalMode = Literal["gaussian", "embedded_gaussian", "dot_product"]
 AttentionPath = Literal["sdpa", "explicit"]
 Method = Literal["em-torch", "em-compiled", "em-triton", "non-local-explicit", "non-local-sdpa"]
 """What `emalab bench` compares."""
+
+
+class EMSettings(NamedTuple):
+    """How `emalab.em.em_attention` computes, as one value; all fields but ``relu`` are its arguments."""
+
+    num_iters: int = 3
+    scale: float | Tensor = 1.0
+    norm: Norm = "l2"
+    grad: Grad = "stop"
+    eps: float = 1e-6
+    clamp: bool = False
+    backend: Backend = "auto"
+    relu: bool = False
+    """Apply ReLU to the reconstruction; the kernel does so before it writes."""
+
+    def check(self) -> None:
+        """Raise `ValueError` for a setting that there is not."""
+        if self.num_iters < 1:
+            raise ValueError(f"num_iters must be at least 1, got {self.num_iters}")
+        check_choice("norm", self.norm, Norm)
+        check_choice("grad", self.grad, Grad)
+        check_choice("backend", self.backend, Backend)
+
+
+def check_choice(name: str, value: object, words: Any) -> None:
+    """Raise `ValueError` where ``value``, of the argument called ``name``, is none of the words of a `Literal` type."""
+    if value not in get_args(words):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(words))}; got {value!r}")

@@ -15,8 +15,9 @@ from typing import NoReturn
 
 import tyro
 
-from emalab import __version__
 from emalab.commands.messages import one_line
+from emalab.tables import aligned
+from emalab.version import __version__
 
 __all__ = ["COMMANDS", "main"]
 
@@ -108,5 +109,4 @@ def _usage_of_group(group: str) -> str:
 
 
 def _table(names: Iterable[str]) -> str:
-    width = max(map(len, COMMANDS))
-    return "\n".join(f"  {name:<{width}}  {COMMANDS[name]}" for name in names)
+    return "\n".join(aligned([(name, COMMANDS[name]) for name in names], indent="  "))

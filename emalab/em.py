@@ -9,7 +9,7 @@ features ``x`` (X in the paper), ``bases`` (μ), ``responsibilities`` (Z). Axes 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,16 +17,15 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from emalab import kernels
-from emalab.choices import Backend, Grad, Norm
+from emalab.choices import Backend, EMSettings, Grad, Norm
 
 _LARGEST_HALF = torch.finfo(torch.float16).max
-_CHOICES = {"norm": get_args(Norm), "grad": get_args(Grad), "backend": get_args(Backend)}
 
 __all__ = [
     "EMOutput",
+    "attend",
     "e_step",
     "em_attention",
-    "em_attention_relu",
     "log_likelihood",
     "m_step",
     "normalize_bases",
@@ -139,63 +138,26 @@ def em_attention(
         clamp: let sums and norms not fall below ``eps`` rather than adding it, as mmsegmentation does with 1e-12: even
             a base that hardly anybody chooses keeps unit norm.
         backend: ``"triton"``: one fused kernel on the GPU that reads ``x`` once per iteration, with sums in float32;
-            gradients are computed by running ``"torch"`` again. ``"auto"``: the kernel where it can run and
-            is faster (see `emalab.kernels`) and no gradient flows through EM, else
-            ``"torch"``.
+            gradients are computed by running ``"torch"`` again. ``"auto"``: the kernel where it can run and is faster
+            (see `emalab.kernels`) and no gradient flows through EM, else ``"torch"``.
 
     Raises:
         ValueError: shapes that do not fit, an unknown option, or ``"triton"`` with what the kernel cannot take.
         TypeError: features that are not floating point.
     """
-    return _attend(x, bases, num_iters, scale, norm, grad, eps, clamp, False, backend)
+    return attend(x, bases, EMSettings(num_iters, scale, norm, grad, eps, clamp, backend))
 
 
-def em_attention_relu(
-    x: Tensor,
-    bases: Tensor,
-    *,
-    num_iters: int = 3,
-    scale: float | Tensor = 1.0,
-    norm: Norm = "l2",
-    grad: Grad = "stop",
-    eps: float = 1e-6,
-    clamp: bool = False,
-    backend: Backend = "auto",
-) -> EMOutput:
-    """`em_attention` and the ReLU that follows it in the unit, which the kernel applies before it writes."""
-    return _attend(x, bases, num_iters, scale, norm, grad, eps, clamp, True, backend)
+def attend(x: Tensor, bases: Tensor, settings: EMSettings) -> EMOutput:
+    """`em_attention` with its settings as one value: by the kernel where it serves, and otherwise step by step."""
+    _check(x, bases)
+    settings.check()
+    return EMOutput(*(kernels.attend(x, bases, settings) or _step_by_step(x, bases, settings)))
 
 
-def _attend(
-    x: Tensor,
-    bases: Tensor,
-    num_iters: int,
-    scale: float | Tensor,
-    norm: Norm,
-    grad: Grad,
-    eps: float,
-    clamp: bool,
-    relu: bool,
-    backend: Backend,
-) -> EMOutput:
-    """The kernel where it serves, and otherwise the loop."""
-    _check(x, bases, num_iters, norm=norm, grad=grad, backend=backend)
-    options = (num_iters, scale, norm, eps, clamp, relu, grad)
-    return EMOutput(*(kernels.attend(x, bases, *options, backend) or _loop(x, bases, *options)))
-
-
-def _loop(
-    x: Tensor,
-    bases: Tensor,
-    num_iters: int,
-    scale: float | Tensor,
-    norm: Norm,
-    eps: float,
-    clamp: bool,
-    relu: bool,
-    grad: Grad,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """EM attention step by step: reconstruction, responsibilities, bases."""
+def _step_by_step(x: Tensor, bases: Tensor, settings: EMSettings) -> tuple[Tensor, Tensor, Tensor]:
+    """Reconstruction (b, n, c), responsibilities (b, n, k) and bases (b, k, c)."""
+    num_iters, scale, norm, grad, eps, clamp, _, relu = settings
     if bases.ndim == 2:
         bases = bases.expand(x.shape[0], -1, -1)
     bases = bases.to(x.dtype)
@@ -220,7 +182,7 @@ def _loop(
     return output(*iterate(bases, num_iters))
 
 
-kernels.differentiate_as(_loop)  # the kernel has no backward pass of its own
+kernels.differentiate_as(_step_by_step)  # the kernel has no backward pass of its own
 
 
 def log_likelihood(x: Tensor, bases: Tensor, scale: float = 1.0) -> Tensor:
@@ -263,7 +225,7 @@ def _nonzero(divisor: Tensor, eps: float, clamp: bool) -> Tensor:
     return divisor.clamp(min=eps) if clamp else divisor + eps
 
 
-def _check(x: Tensor, bases: Tensor, num_iters: int, **options: str) -> None:
+def _check(x: Tensor, bases: Tensor) -> None:
     if x.ndim != 3 or bases.ndim not in (2, 3):
         raise ValueError(
             "em_attention expects x (b, n, c) and bases (k, c) or (b, k, c); "
@@ -280,8 +242,3 @@ def _check(x: Tensor, bases: Tensor, num_iters: int, **options: str) -> None:
         )
     if not x.is_floating_point():
         raise TypeError(f"em_attention needs floating-point features, got {x.dtype}; call x.float() first")
-    if num_iters < 1:
-        raise ValueError(f"num_iters must be at least 1, got {num_iters}")
-    for option, value in options.items():
-        if value not in _CHOICES[option]:
-            raise ValueError(f"{option} must be one of {', '.join(_CHOICES[option])}; got {value!r}")

@@ -13,11 +13,12 @@ from tqdm.auto import tqdm
 
 from emalab.data import LabeledImages, Sample
 from emalab.data.loader import ReadingLoader
-from emalab.inference import predict_labels, predict_probabilities
+from emalab.inference import predict_labels
 from emalab.metrics import SegmentationMetric, SegmentationScores
 from emalab.segmenter import Segmenter
+from emalab.views import Views
 
-__all__ = ["check_classes", "evaluate", "predict_probabilities", "share_of_rank"]
+__all__ = ["check_classes", "evaluate", "share_of_rank"]
 
 
 @torch.inference_mode()
@@ -27,8 +28,7 @@ def evaluate(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     *,
-    window: tuple[int, int] | None = None,
-    overlap: float = 1 / 3,
+    views: Views | None = None,
     batch_size: int = 1,
     num_workers: int = 0,
     progress: bool = False,
@@ -50,20 +50,23 @@ def evaluate(
             afterwards). Autocast, if wanted, is the caller's; `Segmenter.with_output_stride` is the way to another
             stride than that of training.
         dataset: a split of a benchmark with the network's number of classes.
-        scales: as in `predict_probabilities`; ``(1.0,)`` is single scale.
+        scales: factors of an image's size to average over; ``(1.0,)`` is single scale.
         flip: average over mirrored images too.
-        window: height and width of sliding windows, for images too large to be seen at once; None sees them whole.
-        overlap: part of a window that the next one shares.
+        views: instead of ``scales`` and ``flip``, all that `Views` can say: sliding windows for large images as well.
         batch_size: how many images of one size to evaluate together; changes the speed, not the scores.
         num_workers: processes that decode images.
         progress: show a bar.
 
     Raises:
-        ValueError: another number of classes, a batch size below 1, or an empty split.
+        ValueError: another number of classes, a batch size below 1, an empty split, or ``views`` beside ``scales`` or
+            ``flip``.
     """
     check_classes(model.config.num_classes, dataset)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    if views is not None and (tuple(scales) != (1.0,) or flip):
+        raise ValueError(f"evaluate got scales {tuple(scales)} and flip {flip} beside {views}; put them into the views")
+    views = views or Views(tuple(scales), flip)
     device = model.normalize.mean.device
     metric = SegmentationMetric(dataset.spec, device)
     was_training = model.training
@@ -71,7 +74,7 @@ def evaluate(
     try:
         for images, masks in _batches_of_one_size(dataset, batch_size, num_workers, progress):
             images = images.to(device, non_blocking=True)
-            labels = predict_labels(model, images, scales, flip, window=window, overlap=overlap)
+            labels = predict_labels(model, images, views)
             metric.update(labels, masks.to(device, non_blocking=True))
     finally:
         model.train(was_training)

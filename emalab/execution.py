@@ -77,11 +77,16 @@ class Execution:
             images = torch.zeros(size, dtype=torch.uint8, device=self._fabric.device)
             self._record(images.contiguous(memory_format=torch.channels_last), images[:, 0].clone())
 
-    def __call__(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """The results of `TrainingStep.forward` on a batch that lies on the device."""
+    def __call__(self, images: Tensor, masks: Tensor) -> Tensor:
+        """The loss of a batch that lies on the device, averaged over pixels as the recipe says."""
         if self._to_record:
             self._record(images, masks)
-        return self.module(images, masks)
+        total, labeled = self.module(images, masks)
+        if self._recipe.optim.loss_average == "all":
+            return total / masks.numel()
+        # The same divisor on every rank, so that DDP's mean of gradients is that of the whole batch.
+        mean: Any = self._fabric.all_reduce(labeled.float(), reduce_op="mean")
+        return total / mean.clamp(min=1)
 
     def _record(self, images: Tensor, masks: Tensor) -> None:
         with self._uncached_autocast():

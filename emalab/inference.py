@@ -20,92 +20,59 @@ from torch import Tensor
 
 from emalab.fastops import interpolation
 from emalab.segmenter import Segmenter
+from emalab.views import SINGLE_SCALE, Views
 
 __all__ = ["predict_labels", "predict_probabilities", "probability_strips"]
 
 _STRIP_VALUES = 2**24  # probabilities computed at once, 64 MB of them
 
 
-def predict_probabilities(
-    model: Segmenter,
-    images: Tensor,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    *,
-    window: tuple[int, int] | None = None,
-    overlap: float = 1 / 3,
-) -> Tensor:
-    """Class probabilities of whole images, averaged over scales and, with ``flip``, mirror images.
+def predict_probabilities(model: Segmenter, images: Tensor, views: Views = SINGLE_SCALE) -> Tensor:
+    """Class probabilities of whole images, averaged over views.
 
-    Each image is normalized, resized, padded with 0, the mean color, to a multiple of the output stride (plus one with
-    ``align_corners``, as the authors do: 8k + 1), and its logits are cropped and resized back before the softmax.
-
-    With a ``window`` the network sees no more than that at once. Windows lie in a grid on the resized image, the last
-    ones moved back to its border, and where they overlap their logits are averaged: then the average is to the resizing
-    what the network's own logits are, a window as large as the image changes nothing, and scores compare with
-    mmsegmentation's, which averages logits too.
+    For each view an image is normalized, resized, padded with 0, the mean color, to a multiple of the output stride
+    (plus one with ``align_corners``, as the authors do: 8k + 1), and its logits are cropped and resized back before the
+    softmax.
 
     Args:
         model: in evaluation mode.
         images: uint8 RGB (b, 3, h, w).
-        scales: factors of the image's size.
-        flip: average over left-right mirrored images too.
-        window: height and width of a window, in pixels of the resized image; None for the whole image at once. With
-            ``align_corners`` take 8k + 1, which needs no padding.
-        overlap: part of a window that the next one shares, in [0, 1).
+        views: scales, mirror images and windows.
 
     Returns:
         float32 (b, classes, h, w), summing to 1 over the classes.
-
-    Raises:
-        ValueError: scales, a window or an overlap out of range.
     """
     size = (len(images), model.config.num_classes, *images.shape[-2:])
     result = torch.empty(size, device=images.device, dtype=torch.float32)
-    for rows, probabilities in probability_strips(model, images, scales, flip, window=window, overlap=overlap):
+    for rows, probabilities in probability_strips(model, images, views):
         result[:, :, rows] = probabilities
     return result
 
 
-def predict_labels(
-    model: Segmenter,
-    images: Tensor,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    *,
-    window: tuple[int, int] | None = None,
-    overlap: float = 1 / 3,
-) -> Tensor:
-    """The most probable class of every pixel, uint8 (b, h, w); arguments and errors as in `predict_probabilities`.
+def predict_labels(model: Segmenter, images: Tensor, views: Views = SINGLE_SCALE) -> Tensor:
+    """The most probable class of every pixel, uint8 (b, h, w); arguments as in `predict_probabilities`.
 
     No map of all classes is ever held at the size of the images.
     """
-    strips = probability_strips(model, images, scales, flip, window=window, overlap=overlap)
+    strips = probability_strips(model, images, views)
     return torch.cat([probabilities.argmax(1).to(torch.uint8) for _, probabilities in strips], dim=1)
 
 
 def probability_strips(
-    model: Segmenter,
-    images: Tensor,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    *,
-    window: tuple[int, int] | None = None,
-    overlap: float = 1 / 3,
-    size: tuple[int, int] | None = None,
+    model: Segmenter, images: Tensor, views: Views = SINGLE_SCALE, size: tuple[int, int] | None = None
 ) -> Iterator[tuple[slice, Tensor]]:
     """The probabilities of `predict_probabilities` a few rows at a time: (rows, float32 (b, classes, rows, w)).
 
-    Other arguments and errors are those of `predict_probabilities`.
+    Other arguments are those of `predict_probabilities`.
 
     Args:
         size: height and width of the result, where the images are smaller copies of what is to be labeled.
     """
-    shown = images.shape[-2:] if size is None else size
-    views = _views(model, images, scales, flip, window, overlap, shown)
-    extent = (len(images), model.config.num_classes, *shown)
+    height, width = images.shape[-2:] if size is None else size
+    tiles = [of_view for scale in views.scales for of_view in _tiles_at(model, images, scale, views, (height, width))]
+    extent = (len(images), model.config.num_classes, height, width)
     for rows in _strips(extent):
-        yield rows, _mean_probabilities(views, rows, extent)
+        yield rows, _mean_probabilities(tiles, rows, extent)
 
 
 class _Placed(NamedTuple):
@@ -123,32 +90,18 @@ class _Tile(NamedTuple):
     columns: _Placed
 
 
-def _views(
-    model: Segmenter,
-    images: Tensor,
-    scales: Sequence[float],
-    flip: bool,
-    window: tuple[int, int] | None,
-    overlap: float,
-    size: Sequence[int],
-) -> list[list[_Tile]]:
-    """The tiles of every view; a view is the image at one scale, mirrored or not."""
-    if not scales or min(scales) <= 0:
-        raise ValueError(f"scales must be positive factors, at least one; got {tuple(scales)}")
-    if window is not None and min(window) < 1:
-        raise ValueError(f"a window must be at least one pixel high and wide, got {tuple(window)}")
-    if not 0 <= overlap < 1:
-        raise ValueError(f"overlap is the part that neighboring windows share, in [0, 1); got {overlap}")
-    views = []
-    for scale in scales:
-        scaled = [max(round(side * scale), 1) for side in images.shape[-2:]]
-        x = images  # normalized window by window: a large photograph in floating point would fill the memory
-        if scaled != list(images.shape[-2:]):
-            x = F.interpolate(model.normalize(x), scaled, mode="bilinear", align_corners=model.config.align_corners)
-        for mirrored in (False, True) if flip else (False,):
-            tiles = list(_tiles(model, x.flip(-1) if mirrored else x, size, window or (scaled[0], scaled[1]), overlap))
-            views.append([_mirror(tile, size[1]) for tile in tiles] if mirrored else tiles)
-    return views
+def _tiles_at(
+    model: Segmenter, images: Tensor, scale: float, views: Views, size: tuple[int, int]
+) -> Iterator[list[_Tile]]:
+    """The tiles of the images at one scale, then those of their mirror images where they are a view."""
+    x, align = images, model.config.align_corners
+    scaled = (max(round(x.shape[-2] * scale), 1), max(round(x.shape[-1] * scale), 1))
+    if scaled != tuple(x.shape[-2:]):  # else normalized window by window: whole photographs would fill the memory
+        x = F.interpolate(model.normalize(x), scaled, mode="bilinear", align_corners=align)
+    window = views.window or scaled
+    yield list(_tiles(model, x, size, window, views.overlap))
+    if views.flip:
+        yield [_mirror(tile, size[1]) for tile in _tiles(model, x.flip(-1), size, window, views.overlap)]
 
 
 def _tiles(
@@ -217,7 +170,7 @@ def _strips(size: tuple[int, int, int, int]) -> Iterator[slice]:
 
 
 def _mean_probabilities(views: list[list[_Tile]], rows: slice, size: tuple[int, int, int, int]) -> Tensor:
-    """(b, classes, len(rows), w): the softmax of every view's logits, averaged."""
+    """(b, classes, len(rows), w): the softmax of every view's logits, averaged over the views, each a list of tiles."""
     total = _logits(views[0], rows, size).softmax(1)
     for tiles in views[1:]:
         total += _logits(tiles, rows, size).softmax(1)

@@ -24,18 +24,18 @@ class Interrupted(KeyboardInterrupt):
 class Interruption:
     """A context in which SIGINT and SIGTERM raise `Interrupted`; the second signal has its usual effect.
 
-    Only the main thread hears signals, and a handler of somebody else's is left alone.
+    Only the main thread receives signals, and a handler of somebody else's is left alone.
     """
 
     def __init__(self) -> None:
-        self._owner, self._waits, self._heard = os.getpid(), False, 0
+        self._owner, self._waits, self._received = os.getpid(), False, 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
         if current_thread() is main_thread():
             for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
                 if signal.getsignal(number) is usual:
-                    self._before[number] = signal.signal(number, self._hear)
+                    self._before[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(
@@ -45,22 +45,22 @@ class Interruption:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """What is done here is done whole: a signal is heard after it."""
+        """What is done here is done whole: a signal takes effect after it."""
         self._waits = True
         try:
             yield
         finally:
             self._waits = False
-        if self._heard:
-            raise Interrupted(self._heard)
+        if self._received:
+            raise Interrupted(self._received)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:  # a loader's worker, which ends with this process
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
         self._restore()
-        self._heard = number
+        self._received = number
         if not self._waits:
             raise Interrupted(number)
 

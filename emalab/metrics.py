@@ -109,10 +109,10 @@ class SegmentationMetric:
         if labels.shape != mask.shape:
             raise ValueError(f"predictions {tuple(labels.shape)} and labels {tuple(mask.shape)} differ in size")
         mask = mask.long()
-        strange = (mask != self.spec.ignore_index) & ((mask < 0) | (mask >= self.spec.num_classes))
-        if strange.any():
+        unknown = (mask != self.spec.ignore_index) & ((mask < 0) | (mask >= self.spec.num_classes))
+        if unknown.any():
             raise ValueError(
-                f"label {mask[strange][0].item()} is not in {self.spec.name}: its labels are 0 to "
+                f"label {mask[unknown][0].item()} is not in {self.spec.name}: its labels are 0 to "
                 f"{self.spec.num_classes - 1}, and {self.spec.ignore_index} for ignored pixels"
             )
         self._counts.update(labels, mask)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +10,8 @@ from einops import einsum, rearrange
 from torch import Tensor, nn
 
 from emalab.bases import Maintenance, initial_bases, make_maintenance
-from emalab.choices import AttentionPath, Grad, NonLocalMode, Norm, Renormalize
-from emalab.em import EMOutput, em_attention, em_attention_relu
+from emalab.choices import AttentionPath, EMSettings, Grad, NonLocalMode, Norm, Renormalize, check_choice
+from emalab.em import EMOutput, attend
 
 __all__ = ["EMAU", "IMAGENET_MEAN", "IMAGENET_STD", "ConvNormAct", "NonLocal2d", "Normalize"]
 
@@ -125,28 +124,16 @@ class EMAU(nn.Module):
             raise ValueError(
                 f"channels, num_bases and num_iters must be at least 1; got {channels}, {num_bases} and {num_iters}"
             )
-        if norm not in get_args(Norm) or grad not in get_args(Grad):
-            raise ValueError(
-                f"norm must be one of {get_args(Norm)} and grad one of {get_args(Grad)}; got {norm!r}, {grad!r}"
-            )
+        EMSettings(num_iters, scale, norm, grad).check()
         if isinstance(maintenance, str):
             maintenance = make_maintenance(maintenance, momentum=momentum, renormalize=renormalize)
-        if maintenance.learnable and not (grad == "unroll" or (grad == "last" and num_iters == 1)):
-            raise ValueError(f'learned bases get no gradient with grad={grad!r}; use grad="unroll"')
-        if learn_scale and (grad == "stop" or scale <= 0):
-            raise ValueError(
-                f'a learned λ needs grad="last" or "unroll" and a scale above 0; got grad={grad!r}, scale={scale}'
-            )
-        self.num_iters, self.scale = num_iters, scale
+        _require_gradients(maintenance.learnable, learn_scale, num_iters, scale, grad)
+        self.num_iters, self.scale, self.norm = num_iters, scale, norm
+        self.grad, self.eps, self.clamp = grad, eps, clamp
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale))) if learn_scale else None
-        self.norm, self.grad = norm, grad
-        self.eps, self.clamp = eps, clamp
         self.maintenance = maintenance
 
-        self.conv_in = nn.Conv2d(channels, channels, 1)  # no ReLU behind it: features range over all of ℝ
-        nn.init.kaiming_normal_(self.conv_in.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.zeros_(self.conv_in.bias)  # type: ignore[arg-type]
-        self.conv_in.requires_grad_(grad != "stop" and not freeze_input)
+        self.conv_in = _input_convolution(channels).requires_grad_(grad != "stop" and not freeze_input)
         self.conv_out = ConvNormAct(channels, channels, 1, activation=False)
         bases = initial_bases(num_bases, channels)
         if maintenance.learnable:
@@ -159,8 +146,7 @@ class EMAU(nn.Module):
 
         ``rearrange(unit.attend(f).responsibilities, "b (h w) k -> b k h w", h=h)`` are the attention maps.
         """
-        x, bases = self._start(features)
-        return em_attention(x, bases, **self._settings())
+        return attend(*self._start(features), self._settings())
 
     def _start(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Features (b, n, c) and the bases that EM starts from."""
@@ -169,15 +155,13 @@ class EMAU(nn.Module):
         stored = self.bases if self.maintenance.learnable or self.grad == "stop" else self.bases.clone()
         return x, self.maintenance.start(stored, x)
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self, relu: bool = False) -> EMSettings:
         scale = self.scale if self.log_scale is None else self.log_scale.exp()
-        settings = {"num_iters": self.num_iters, "scale": scale, "norm": self.norm, "grad": self.grad}
-        return {**settings, "eps": self.eps, "clamp": self.clamp}
+        return EMSettings(self.num_iters, scale, self.norm, self.grad, self.eps, self.clamp, relu=relu)
 
     def forward(self, features: Tensor) -> Tensor:
         """(b, c, h, w) → (b, c, h, w)."""
-        x, bases = self._start(features)
-        attended = em_attention_relu(x, bases, **self._settings())
+        attended = attend(*self._start(features), self._settings(relu=True))
         if self.training:
             self._maintain(attended.bases)
         context = rearrange(attended.reconstruction, "b (h w) c -> b c h w", h=features.shape[-2])
@@ -196,6 +180,24 @@ class EMAU(nn.Module):
             f"channels={channels}, num_bases={num_bases}, num_iters={self.num_iters}, "
             f"maintenance={type(self.maintenance).__name__}, norm={self.norm!r}, grad={self.grad!r}, scale={self.scale}"
             + (" (learned)" if self.log_scale is not None else "")
+        )
+
+
+def _input_convolution(channels: int) -> nn.Conv2d:
+    """1×1, without a ReLU behind it: features range over all of ℝ."""
+    conv = nn.Conv2d(channels, channels, 1)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+    return conv
+
+
+def _require_gradients(learned_bases: bool, learned_scale: bool, num_iters: int, scale: float, grad: Grad) -> None:
+    """Refuse what is to be learned where no gradient reaches it."""
+    if learned_bases and not (grad == "unroll" or (grad == "last" and num_iters == 1)):
+        raise ValueError(f'learned bases get no gradient with grad={grad!r}; use grad="unroll"')
+    if learned_scale and (grad == "stop" or scale <= 0):
+        raise ValueError(
+            f'a learned λ needs grad="last" or "unroll" and a scale above 0; got grad={grad!r}, scale={scale}'
         )
 
 
@@ -235,12 +237,8 @@ class NonLocal2d(nn.Module):
         inner = max(channels // 2, 1) if inner_channels is None else inner_channels
         if min(channels, inner) < 1:
             raise ValueError(f"channels and inner_channels must be at least 1; got {channels} and {inner}")
-        for option, value, allowed in (
-            ("mode", mode, get_args(NonLocalMode)),
-            ("path", path, get_args(AttentionPath)),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{option} must be one of {', '.join(allowed)}; got {value!r}")
+        check_choice("mode", mode, NonLocalMode)
+        check_choice("path", path, AttentionPath)
         self.mode, self.path = mode, path
         embedded = mode != "gaussian"
         self.scale = (inner if embedded else channels) ** -0.5 if scale is None else scale

@@ -1,4 +1,4 @@
-"""What the optimizer is told: learning rate, loss and parameter groups."""
+"""The optimizer: learning rate schedule, loss and parameter groups."""
 
 from __future__ import annotations
 

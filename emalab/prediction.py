@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from emalab.data import open_image
 from emalab.inference import probability_strips
 from emalab.segmenter import Segmenter
+from emalab.views import MIRRORED, Views
 
 __all__ = ["Photo", "Prediction", "predict", "predict_with_confidence"]
 
@@ -32,14 +34,7 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    model: Segmenter,
-    photo: Photo,
-    *,
-    max_side: int | None = None,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = True,
-    window: tuple[int, int] | None = None,
-    overlap: float = 1 / 3,
+    model: Segmenter, photo: Photo, *, max_side: int | None = None, views: Views = MIRRORED
 ) -> NDArray[np.uint8]:
     """Class index of every pixel of a photograph, at the photograph's own size.
 
@@ -58,11 +53,8 @@ def predict(
         max_side: shrink the photograph for the network until its longer side has so many pixels (it is never
             enlarged); None for its own size. Objects should appear about as large as in training: the shipped network
             learned from photographs of 320 pixels and does well at 480.
-        scales: average over copies of the photograph enlarged by these factors.
-        flip: average over the mirror image too.
-        window: height and width in pixels of what the network sees at once; by default the whole photograph up to 1.5
-            megapixels, and windows of 1024×1024 beyond.
-        overlap: part of a window that the next one shares, in [0, 1).
+        views: what to average over: by default the photograph and its mirror image. Without a window in it, the network
+            sees a photograph of up to 1.5 megapixels whole, and larger ones in windows of 1024×1024.
 
     Returns:
         uint8 (h, w). Beside the photograph itself, memory holds what the network needs for one window, and its coarse
@@ -71,10 +63,9 @@ def predict(
     Raises:
         DataError: a file that cannot be read as an image; the message names it.
         TypeError: a photograph of another kind, or an array of another type than uint8.
-        ValueError: an array or a tensor of another shape, max_side below 1, or scales, a window or an overlap out of
-            range.
+        ValueError: an array or a tensor of another shape, or max_side below 1.
     """
-    size, strips = _strips(model, photo, max_side, scales, flip, window, overlap)
+    size, strips = _strips(model, photo, max_side, views)
     labels = np.empty(size, np.uint8)
     for rows, best, _ in strips:
         labels[rows] = best
@@ -82,14 +73,7 @@ def predict(
 
 
 def predict_with_confidence(
-    model: Segmenter,
-    photo: Photo,
-    *,
-    max_side: int | None = None,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = True,
-    window: tuple[int, int] | None = None,
-    overlap: float = 1 / 3,
+    model: Segmenter, photo: Photo, *, max_side: int | None = None, views: Views = MIRRORED
 ) -> Prediction:
     """As `predict`, with the probability of each pixel's class.
 
@@ -103,7 +87,7 @@ def predict_with_confidence(
         >>> bool((confidence > 1 / 21).all())  # the largest of 21 probabilities
         True
     """
-    size, strips = _strips(model, photo, max_side, scales, flip, window, overlap)
+    size, strips = _strips(model, photo, max_side, views)
     labels, confidence = np.empty(size, np.uint8), np.empty(size, np.float32)
     for rows, best, sure in strips:
         labels[rows], confidence[rows] = best, sure
@@ -111,13 +95,7 @@ def predict_with_confidence(
 
 
 def _strips(
-    model: Segmenter,
-    photo: Photo,
-    max_side: int | None,
-    scales: Sequence[float],
-    flip: bool,
-    window: tuple[int, int] | None,
-    overlap: float,
+    model: Segmenter, photo: Photo, max_side: int | None, views: Views
 ) -> tuple[tuple[int, int], Iterator[tuple[slice, Tensor, Tensor]]]:
     """The photograph's (height, width), and some rows at a time its labels and their probabilities, (rows, w) each."""
     if max_side is not None and max_side < 1:
@@ -125,18 +103,16 @@ def _strips(
     image = _pixels(photo)
     size = (image.shape[-2], image.shape[-1])
     small = _shrink(image, max_side)[None]
-    if window is None and small.shape[-2] * small.shape[-1] > _WHOLE:
+    if views.window is None and small.shape[-2] * small.shape[-1] > _WHOLE:
         side = _WINDOW + model.config.align_corners  # the authors' 8k + 1 pixels
-        window = (side, side)
+        views = replace(views, window=(side, side))
 
     def strips() -> Iterator[tuple[slice, Tensor, Tensor]]:
         was_training, images = model.training, small.to(model.normalize.mean.device)
         model.eval()
         try:
             with torch.inference_mode():
-                for rows, probabilities in probability_strips(
-                    model, images, scales, flip, window=window, overlap=overlap, size=size
-                ):
+                for rows, probabilities in probability_strips(model, images, views, size):
                     best = probabilities[0].max(0)
                     yield rows, best.indices.to(torch.uint8).cpu(), best.values.cpu()
         finally:

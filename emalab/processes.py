@@ -7,11 +7,12 @@ from typing import Any
 import torch.distributed as dist
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from torch import nn
 
 from emalab.options import RunOptions
 from emalab.recipes import Recipe
 
-__all__ = ["lost_peer", "make_fabric", "of_all_ranks"]
+__all__ = ["lost_peer", "make_fabric", "of_all_ranks", "share_buffers"]
 
 
 def make_fabric(recipe: Recipe, options: RunOptions) -> Fabric:
@@ -49,6 +50,13 @@ def of_all_ranks(value: Any) -> list[Any]:
     values = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Give all ranks the first one's buffers: running statistics, where batch norm is not synchronized, differ."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def lost_peer(error: RuntimeError) -> bool:

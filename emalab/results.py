@@ -14,9 +14,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emalab import __version__
 from emalab.files import write_atomically
 from emalab.recipes import Recipe, recipe_to_dict
+from emalab.version import __version__
 
 if TYPE_CHECKING:  # records are read without torch
     import torch

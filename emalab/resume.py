@@ -12,7 +12,7 @@ from emalab.recipes import Recipe, recipe_changes
 
 __all__ = ["refuse_changes"]
 
-# How to score, and what is said of a recipe, decides nothing of what is learned.
+# How a network is scored and how a recipe is described change nothing of what is learned.
 _FREE = ("evaluation.", "summary", "notes", "published")
 
 

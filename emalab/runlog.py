@@ -76,7 +76,7 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.enabled:
-            with suppress(OSError):  # what could not be written was said when it was
+            with suppress(OSError):  # a failed write has raised its error already
                 self._file.close()
             self._show(lambda board: board.close())
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import asdict, replace
-from importlib import import_module
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from emalab.architecture import EMAConfig, NonLocalConfig, SegmenterConfig
 from emalab.backbones import build_backbone
+from emalab.checkpoints import load_network
+from emalab.contexts import build_context
 from emalab.fastops import upsample_bilinear
-from emalab.modules import EMAU, ConvNormAct, NonLocal2d, Normalize
-from emalab.pyramid import PyramidPooling
+from emalab.modules import ConvNormAct, Normalize
+from emalab.segmenter_config import EMAConfig, NonLocalConfig, SegmenterConfig
 from emalab.shipped import DEFAULT_WEIGHTS
 
 __all__ = ["DEFAULT_WEIGHTS", "EMAConfig", "NonLocalConfig", "Segmenter", "SegmenterConfig", "build_segmenter"]
@@ -59,7 +59,7 @@ class Segmenter(nn.Module):
             config.backbone_blocks,
             num_stages=2 if config.auxiliary_channels else 1,
         )
-        self.reduction, self.context, channels = _build_context(config, self.backbone.channels)
+        self.reduction, self.context, channels = build_context(config, self.backbone.channels)
         self.bottleneck: nn.Module | None = None
         if config.concat_input:
             self.bottleneck = ConvNormAct(channels, config.head_channels, config.head_kernel)
@@ -78,15 +78,13 @@ class Segmenter(nn.Module):
     def from_pretrained(cls, path_or_name: str | Path = DEFAULT_WEIGHTS, allow_code: Collection[str] = ()) -> Segmenter:
         """A trained network in evaluation mode, from a checkpoint file or by the name of a shipped one.
 
-        See `emalab.checkpoints.load_segmenter` for formats and errors.
+        See `emalab.checkpoints.load_network` for formats and errors.
 
         Example:
             >>> Segmenter.from_pretrained().config.backbone
             'tf_efficientnet_lite2'
         """
-        from emalab.checkpoints import load_segmenter  # it imports this module
-
-        return load_segmenter(path_or_name, allow_code)
+        return load_network(cls, path_or_name, allow_code)
 
     @property
     def head(self) -> nn.ModuleList:
@@ -201,43 +199,6 @@ def build_segmenter(config: SegmenterConfig) -> Segmenter:
         torch.Size([1, 5, 40, 60])
     """
     return Segmenter(config)
-
-
-def _build_context(config: SegmenterConfig, channels: int) -> tuple[nn.Module, nn.Module, int]:
-    """Reduction and context for features of so many channels, and how many channels leave the context."""
-    if config.context == "deeplab_v3":
-        from torchvision.models.segmentation.deeplabv3 import ASPP  # torchvision takes longer to import than torch
-
-        rates = [factor * 96 // config.output_stride for factor in (1, 2, 3)]  # 6, 12, 18 at stride 16
-        pyramid = ASPP(channels, rates, config.head_channels)
-        pyramid.project = pyramid.project[:3]  # without its dropout: the classifier has one
-        return nn.Identity(), pyramid, config.head_channels
-    if config.context == "psp":
-        pooling = PyramidPooling(channels)
-        return nn.Identity(), pooling, pooling.out_channels
-    contexts: dict[str, Callable[[], nn.Module]] = {
-        "none": nn.Identity,
-        "non_local": lambda: NonLocal2d(config.channels, **asdict(config.non_local)),
-        "ema": lambda: EMAU(config.channels, **asdict(config.ema)),
-    }
-    reduction = ConvNormAct(channels, config.channels, config.head_kernel)
-    build = contexts.get(config.context) or (lambda: _own_context(config.context, config.channels))
-    return reduction, build(), config.channels
-
-
-def _own_context(name: str, channels: int) -> nn.Module:
-    """A class "module:Class" of somebody's own, built for so many channels."""
-    where, _, attribute = name.partition(":")
-    try:
-        found = getattr(import_module(where), attribute, None)
-    except ImportError as error:
-        raise ValueError(
-            f"context {name!r} cannot be imported: {error}. Install its package, or put its folder on PYTHONPATH; "
-            "`python -m emalab` looks in the current folder as well"
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ValueError(f"context {name!r}: {where} has no subclass of torch.nn.Module that is called {attribute}")
-    return found(channels)
 
 
 def _fcn_head(config: SegmenterConfig, channels: int, inner_channels: int, kernel_size: int) -> nn.Sequential:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -35,6 +35,7 @@ from emalab.evaluation import check_classes, share_of_rank
 from emalab.files import write_atomically
 from emalab.inference import predict_labels
 from emalab.segmenter import Segmenter
+from emalab.views import SINGLE_SCALE, Views
 from emalab.viz import save_labels
 
 __all__ = ["coco_stuff_results", "write_submission"]
@@ -49,11 +50,8 @@ def write_submission(
     dataset: LabeledImages,
     split: str,
     out: Path,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
+    views: Views = SINGLE_SCALE,
     *,
-    window: tuple[int, int] | None = None,
-    overlap: float = 1 / 3,
     num_workers: int = 0,
     progress: bool = False,
 ) -> Path:
@@ -67,7 +65,7 @@ def write_submission(
             without labels too.
         split: how the benchmark calls it.
         out: folder to write to.
-        scales, flip, window, overlap: as in `emalab.inference.predict_probabilities`.
+        views: scales, mirror images and windows to average over.
         num_workers: processes that decode images.
         progress: show a bar.
 
@@ -91,7 +89,7 @@ def write_submission(
             if stuff:
                 _image_id(name)
             names.append(name)
-            labels = predict_labels(model, image[None].to(device), scales, flip, window=window, overlap=overlap)
+            labels = predict_labels(model, image[None].to(device), views)
             values, path = labels[0].cpu().numpy(), folder / f"{name}.png"
             if stuff:
                 _save_values(_STUFF_VALUES[values], path)

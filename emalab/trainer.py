@@ -6,66 +6,44 @@ and a resumed run equals an uninterrupted one.
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import shutil
-import sys
 import time
 import uuid
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from emalab.checkpoints import (
-    CheckpointError,
-    all_finite,
-    load_initial_weights,
-    load_training_state,
-    named_tensors,
-    require_finite,
-    save_training_state,
-    tensors_checksum,
-)
+from emalab.checkpoints import CheckpointError, load_training_state, save_training_state, tensors_checksum
 from emalab.data import LabeledImages, load_dataset
 from emalab.data.dataset import data_identity
 from emalab.data.loader import num_cores, training_loader
 from emalab.data.memory import InMemory
 from emalab.data.transforms import TrainTransform
-from emalab.evaluation import check_classes, evaluate
+from emalab.divergence import TrainingDivergedError, find_divergence
+from emalab.evaluation import evaluate
 from emalab.execution import Execution, TrainingStep
+from emalab.initial_weights import initial_network
 from emalab.interruption import Interrupted, Interruption
 from emalab.metrics import SegmentationScores
 from emalab.optim import make_optimizer, poly_lr
 from emalab.options import RunOptions, run_folder
-from emalab.processes import lost_peer, make_fabric, of_all_ranks
-from emalab.recipes import Recipe, recipe_from_dict, recipe_names, recipe_to_dict
+from emalab.processes import lost_peer, make_fabric, share_buffers
+from emalab.recipes import Recipe
 from emalab.results import find_origin, make_record, write_record
 from emalab.resume import refuse_changes
+from emalab.run_checks import check_run
+from emalab.run_folder import RunFolder
 from emalab.runlog import RunLog, Window
-from emalab.runs import RunFolder
-from emalab.segmenter import Segmenter, build_segmenter
+from emalab.segmenter import Segmenter
+from emalab.views import Views
 
-__all__ = [
-    "RunOptions",
-    "TrainResult",
-    "Trainer",
-    "TrainingDivergedError",
-    "run_folder",
-    "train",
-]
-
-
-class TrainingDivergedError(FloatingPointError):
-    """Loss, weights, running statistics or moments are no longer finite; the message says where, and what to try."""
+__all__ = ["RunOptions", "TrainResult", "Trainer", "TrainingDivergedError", "run_folder", "train"]
 
 
 class TrainResult(NamedTuple):
@@ -130,17 +108,21 @@ class Trainer:
         eval_data: LabeledImages | None = None,
     ) -> None:
         self.recipe, self.out, self.options, self.folder = recipe, out, options, RunFolder(out)
+        self.last = self.folder.last
         self.fabric = make_fabric(recipe, options)
         self.fabric.launch()
-        name, root = recipe.data.name, options.data_root
-        self.train_data = load_dataset(name, recipe.data.train_split, root) if train_data is None else train_data
-        self.eval_data = load_dataset(name, recipe.data.eval_split, root) if eval_data is None else eval_data
-        self._check()
+        self.train_data = self._split(recipe.data.train_split) if train_data is None else train_data
+        self.eval_data = self._split(recipe.data.eval_split) if eval_data is None else eval_data
+        check_run(recipe, self.fabric, self.train_data, self.eval_data)
+        self.folder.refuse_another_run(options.resume)
+        if self.fabric.is_global_zero:
+            self.folder.refuse_if_held()
+        self._identity = data_identity(self.train_data)
         self.iteration, self.best, self.seconds, self.changes = 0, -math.inf, 0.0, list[str]()
         self._started = time.perf_counter()
         # Now: the source may change while a long run goes on, and nothing after the last step may fail.
         self.origin, self.run = find_origin(self.fabric.device, options.commit), uuid.uuid4().hex
-        self.model = self._build_model()
+        self.model = initial_network(recipe, self.fabric, out.parent, resumed=self.last.exists())
         self.out.mkdir(parents=True, exist_ok=True)
         step = TrainingStep(self.model, self.train_data.spec.ignore_index, recipe.optim.auxiliary_weight)
         optimizer = make_optimizer(self.model, recipe.optim, fused=self.fabric.device.type == "cuda")
@@ -151,66 +133,10 @@ class Trainer:
             self._resume()
         self._saved = self.iteration
 
-    @property
-    def last(self) -> Path:
-        """The checkpoint to resume from."""
-        return self.folder.last
-
     # Set-up
 
-    def _check(self) -> None:
-        """What can be known to fail later fails now."""
-        recipe, ranks = self.recipe, self.fabric.world_size
-        recipe_from_dict(json.loads(json.dumps(recipe_to_dict(recipe))))  # as every checkpoint will hold it
-        self._identity = data_identity(self.train_data)
-        here = (self._identity, data_identity(self.eval_data))
-        if any(other != here for other in of_all_ranks(here)):
-            raise ValueError(f"the processes of this run read different data as {recipe.data.name}; give all the same")
-        for data in (self.train_data, self.eval_data):
-            check_classes(recipe.model.num_classes, data)
-            if not _has_labels(data):
-                raise ValueError(f"every pixel of a split of {data.spec.name} is ignored; there is nothing to learn")
-        if recipe.execution == "compile":
-            _require_compiler()
-        if recipe.optim.batch_size % ranks:
-            raise ValueError(
-                f"optim.batch_size {recipe.optim.batch_size} cannot be shared equally by {ranks} processes"
-            )
-        if recipe.precision == "16-mixed" and self.fabric.device.type == "cpu":
-            raise ValueError("precision 16-mixed needs a GPU; take bf16-mixed or 32-true on a CPU")
-        self.folder.refuse_another_run(self.options.resume)
-        if self.fabric.is_global_zero:
-            self.folder.refuse_if_held()
-
-    def _build_model(self) -> Segmenter:
-        config, start = self.recipe.model, self.recipe.init_from
-        torch.manual_seed(self.recipe.seed)
-        model = build_segmenter(replace(config, backbone_weights=None) if start else config)
-        model.config = config
-        if start and not self.last.exists():
-            load_initial_weights(model, self._finished(start) if start in recipe_names() else start)
-        model = model.to(memory_format=torch.channels_last)
-        if self.recipe.precision == "64-true":
-            model = model.double()
-        if self.fabric.world_size > 1 and self.fabric.device.type == "cuda":
-            model = convert_sync_batchnorm(model)
-        return model
-
-    def _finished(self, name: str) -> Path:
-        """The weights at the end of the run of another recipe, beside this one."""
-        path = self.out.parent / run_folder(name, self.recipe.seed) / "last.pt"
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{self.recipe.name} starts from the weights of {name}, and there is no {path}; train that first "
-                f"(emalab train {name} --seed {self.recipe.seed}), or name a checkpoint with --init-from"
-            )
-        recipe, state = load_training_state(path)
-        if state["iteration"] < recipe.optim.iterations:
-            raise CheckpointError(
-                f"{path} is at iteration {state['iteration']} of {recipe.optim.iterations}; go on with it (--resume) "
-                f"before {self.recipe.name} starts from its weights"
-            )
-        return path
+    def _split(self, split: str) -> LabeledImages:
+        return load_dataset(self.recipe.data.name, split, self.options.data_root, self.recipe.data.scenes)
 
     def _resume(self) -> None:
         recipe, state = load_training_state(self.last)
@@ -262,6 +188,20 @@ class Trainer:
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
 
+    def _refuse_progress_of_others(self) -> None:
+        """Between set-up and here another process may have trained in this folder."""
+        if self.last.exists() and load_training_state(self.last)[1]["iteration"] != self.iteration:
+            raise FileExistsError(f"another process has trained in {self.out} meanwhile; start again with --resume")
+
+    def _progress_bar(self) -> tqdm[Any]:
+        return tqdm(
+            total=self.recipe.optim.iterations,
+            initial=self.iteration,
+            desc=self.recipe.name,
+            unit="it",
+            disable=not (self.options.progress and self.fabric.is_global_zero),
+        )
+
     # The loop
 
     def fit(self) -> TrainResult:
@@ -299,7 +239,8 @@ class Trainer:
             if saves or evaluates or self.iteration % self.options.log_every == 0:
                 loss, speed = window.close(self.fabric)
                 lr = poly_lr(self.iteration - 1, self.recipe.optim)
-                self._stop_if_diverged(loss)
+                if not math.isfinite(loss):
+                    raise self._diverged(f"the loss became {loss}")
                 self._note(log, loss=loss, lr=lr, images_per_second=speed)
                 bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", img_s=f"{speed:.0f}")
             if evaluates:
@@ -326,8 +267,7 @@ class Trainer:
             group["lr"] = group["lr_factor"] * poly_lr(self.iteration, config)
         images = images.to(self.fabric.device, non_blocking=True, memory_format=torch.channels_last)
         masks = masks.to(self.fabric.device, non_blocking=True)
-        total, labeled = self._execution(images, masks)
-        loss = total / self._divisor(labeled, masks)
+        loss = self._execution(images, masks)
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(loss)
         if config.clip_norm is not None:
@@ -338,27 +278,20 @@ class Trainer:
         self.iteration += 1
         return loss.detach()
 
-    def _divisor(self, labeled: Tensor, masks: Tensor) -> Tensor | int:
-        if self.recipe.optim.loss_average == "all":
-            return masks.numel()
-        # The same on every rank, so that DDP's mean of gradients is that of the whole batch.
-        mean = self.fabric.all_reduce(labeled.float(), reduce_op="mean")
-        assert isinstance(mean, Tensor)
-        return mean.clamp(min=1)
+    def evaluate(self, views: Views | None = None) -> SegmentationScores:
+        """Score the network as it is now on the recipe's evaluation split, under the recipe's precision and stride.
 
-    def evaluate(self, scales: tuple[float, ...] = (1.0,), flip: bool = False) -> SegmentationScores:
-        """Score the network as it is now on the recipe's evaluation split, under the recipe's precision and stride."""
+        Args:
+            views: what to average over; by default the images as they are, in the recipe's windows.
+        """
         config = self.recipe.evaluation
-        self._agree()
-        self._stop_unless_finite()
+        share_buffers(self.model)  # what is scored is what is saved
+        self._refuse_divergence()
         with self.fabric.autocast():
             scores = evaluate(
                 self.scored,
                 self.eval_data,
-                scales,
-                flip,
-                window=config.window,
-                overlap=config.overlap,
+                views=views or config.views.single_scale(),
                 batch_size=config.batch_size,
                 num_workers=0 if isinstance(self.eval_data, InMemory) else min(self._workers(), 8),
                 progress=self.options.progress,
@@ -366,18 +299,21 @@ class Trainer:
         self._train_mode()
         return scores
 
-    def _agree(self) -> None:
-        """What is scored is what is saved: running statistics of the first rank, where they are not synchronized."""
-        if self.fabric.world_size > 1:
-            for buffer in self.model.buffers():
-                dist.broadcast(buffer, 0)
+    def _refuse_divergence(self) -> None:
+        """All ranks stop together."""
+        if problem := find_divergence(self._learned(), self.fabric):
+            raise self._diverged(problem)
+
+    def _diverged(self, problem: str) -> TrainingDivergedError:
+        lr = poly_lr(max(self.iteration - 1, 0), self.recipe.optim)
+        return TrainingDivergedError.at(problem, self.iteration, lr, self.last)
 
     # What stays on the disk
 
     def save(self, path: Path) -> None:
         """Write a checkpoint from which the run can resume; one with NaN or infinite values is never written."""
-        self._agree()
-        self._stop_unless_finite()
+        share_buffers(self.model)  # what is scored is what is saved
+        self._refuse_divergence()
         if self.fabric.is_global_zero:
             self._write(path)
         self.fabric.barrier()
@@ -405,8 +341,10 @@ class Trainer:
 
     def _finish(self, log: RunLog) -> TrainResult:
         """Score the trained network and write the record."""
-        started = time.perf_counter()
-        scores = self._final_scores()
+        started, views = time.perf_counter(), self.recipe.evaluation.views
+        scores = {"single scale": self.evaluate()}
+        if views != views.single_scale():
+            scores["multi-scale" + " + flip" * views.flip] = self.evaluate(views)
         self._note(log, **{name: found.miou for name, found in scores.items()})
         self._keep_if_best(scores["single scale"])
         record = make_record(
@@ -424,55 +362,14 @@ class Trainer:
             write_record(self.folder.record, record)
         return TrainResult(self.model.eval(), scores, record)
 
-    def _final_scores(self) -> dict[str, SegmentationScores]:
-        config = self.recipe.evaluation
-        scores = {"single scale": self.evaluate()}
-        if config.scales != (1.0,) or config.flip:
-            scores["multi-scale" + " + flip" * config.flip] = self.evaluate(config.scales, config.flip)
-        return scores
-
     def _keep_if_best(self, scores: SegmentationScores) -> None:
         if scores.miou > self.best:
             self.best = scores.miou
-            self.save(self.out / "best.pt")
+            self.save(self.folder.best)
 
     def _learned(self) -> dict[str, Any]:
         """Everything that training changes: weights, running statistics, bases, moments."""
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    def _stop_if_diverged(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            raise self._diverged(f"the loss became {loss}")
-
-    def _stop_unless_finite(self) -> None:
-        """A loss may be finite while weights and running statistics are not; all ranks stop together."""
-        tensors = dict(named_tensors(self._learned()))
-        finite = torch.tensor(float(all_finite(tensors.values())), device=self.fabric.device)
-        everywhere = self.fabric.all_reduce(finite, reduce_op="sum")
-        assert isinstance(everywhere, Tensor)
-        if everywhere < self.fabric.world_size:
-            try:
-                require_finite(tensors, "the network diverged")
-            except CheckpointError as error:
-                raise self._diverged(str(error)) from None
-            raise self._diverged("the network of another process diverged")
-
-    def _diverged(self, what: str) -> TrainingDivergedError:
-        lr = poly_lr(max(self.iteration - 1, 0), self.recipe.optim)
-        kept = f"; {self.last} holds the last checkpoint before" if self.last.exists() else ""
-        return TrainingDivergedError(
-            f"{what} by iteration {self.iteration}, at learning rate {lr:.2e}; "
-            f"lower optim.lr or set optim.clip_norm, and start again in another folder{kept}"
-        )
-
-    def _progress_bar(self) -> tqdm[Any]:
-        return tqdm(
-            total=self.recipe.optim.iterations,
-            initial=self.iteration,
-            desc=self.recipe.name,
-            unit="it",
-            disable=not (self.options.progress and self.fabric.is_global_zero),
-        )
 
     def _stopped(self, number: int) -> Interrupted:
         """Save what came after the last checkpoint, on the first rank alone: the others may be elsewhere."""
@@ -486,26 +383,6 @@ class Trainer:
                 return Interrupted(number, f"{message}, and {error}")
         return Interrupted(number, f"{message}; {self.last} is saved, go on with --resume")
 
-    def _refuse_progress_of_others(self) -> None:
-        """Between set-up and here another process may have trained in this folder."""
-        if self.last.exists() and load_training_state(self.last)[1]["iteration"] != self.iteration:
-            raise FileExistsError(f"another process has trained in {self.out} meanwhile; start again with --resume")
-
     def _lost(self) -> str:
         kept = f"; go on from {self.last} with --resume" if self.last.exists() else ""
         return f"another process of {self.recipe.name} ended at iteration {self.iteration}; its message says why{kept}"
-
-
-def _require_compiler() -> None:
-    """torch.compile would say it in a traceback of many lines, after the data are loaded."""
-    compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
-    if shutil.which(compiler) is None:
-        raise ValueError(
-            f"execution 'compile' needs a C++ compiler, and there is no {compiler} on PATH; "
-            "install one, name another in the variable CXX, or train with --execution eager"
-        )
-
-
-def _has_labels(data: LabeledImages) -> bool:
-    """Whether a pixel has a label; mostly the first image decides."""
-    return any(bool((data[index].mask != data.spec.ignore_index).any()) for index in range(len(data)))

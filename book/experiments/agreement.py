@@ -25,7 +25,7 @@ from emalab.commands.environment import default_data_root
 from emalab.data.loader import num_cores
 from emalab.recipes import Recipe
 from emalab.results import environment, git_commit, write_record
-from emalab.studies.execution import Datasets
+from emalab.studies.training import Datasets
 from emalab.trainer import RunOptions, Trainer
 from experiments.studies import STUDIES
 
@@ -89,8 +89,8 @@ def score(
             recipe,
             Path(folder) / "run",
             options,
-            datasets.load(data.name, data.train_split),
-            datasets.load(data.name, data.eval_split),
+            datasets.load(data, data.train_split),
+            datasets.load(data, data.eval_split),
         )
         unit = trainer.model.context
         assert isinstance(unit, EMAU)

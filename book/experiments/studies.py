@@ -284,7 +284,7 @@ def _evidence() -> Study:
     base = _shapes()
     base = replace(base, name="shapes-evidence-study")
     heads = {"EMA": "ema", "non-local": "non_local", "no context": "none"}
-    scenes = {
+    scenes = {  # finished runs are called after these strings, which mean the fields of data.scenes
         "pooled": "shapes-pooled",
         "pooled, little noise": "shapes-pooled:spread=10",
         "pooled, much noise": "shapes-pooled:spread=40",

@@ -2,9 +2,6 @@
 
     python book/experiments/voc_animals_heads.py --out studies/voc-animals-heads
 
-Question: does EMANet's head score higher than a non-local head, or a plain FCN, when each is trained by the same recipe
-at a learning rate that was chosen for it?
-
 Cells: ``voc-animals-lite2`` (EfficientNet-Lite2 at stride 16, 2000 iterations, trainaug → val) with each head.
 
 Learning rates: every head is trained at 2.5e-4, 5e-4, 1e-3 and 2e-3 from three seeds on nine tenths of trainaug and
@@ -18,9 +15,7 @@ Seeds: 0 … 39 for EMA and for non-local attention. In five earlier pairs the d
 points (EMA − non-local +0.89 ± 1.48); with forty pairs of that scatter the 95 % interval is ± 0.38, and it stays under
 ± 0.5 up to a standard deviation of 1.56. Plain FCN, whose gap is wide (−3.2), gets seeds 0 … 14.
 
-Test: Student's interval of the mean difference of VOC-animals-7, paired by seed, two-sided at 95 %. EMA − non-local is
-the one comparison of this study; the differences from FCN are secondary. All runs count, none is repeated or left out;
-a run that diverges is reported. Nothing is added after the result is known.
+Question and test are fields of the study: summaries print them, and every record of the heads keeps them.
 
 All else was written before the first run. A study that was stopped goes on where it stood.
 """
@@ -42,6 +37,15 @@ from emalab.results import write_record
 from emalab.studies import Cell, Study, StudyFolder
 from emalab.studies.runner import StudyOptions, run_study
 
+QUESTION = (
+    "does EMANet's head score higher than a non-local head, or a plain FCN, when each is trained by the same recipe at "
+    "a learning rate that was chosen for it?"
+)
+TEST = (
+    "Student's interval of the mean difference of VOC-animals-7, paired by seed, two-sided at 95 %. EMA − non-local is "
+    "the one comparison of this study; the differences from FCN are secondary. All runs count, none is repeated or "
+    "left out; a run that diverges is reported. Nothing is added after the result is known."
+)
 HEADS = {"EMA": "ema", "non-local": "non_local", "plain FCN": "none"}
 RATES = (6.25e-5, 1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3)
 BASE_RATE = 2.5e-4  # of the recipe that names the runs
@@ -117,7 +121,12 @@ def heads_study(rates: Mapping[str, float], tiny: bool) -> Study:
         for head, context in HEADS.items()
     )
     return Study(
-        "voc-animals-heads", "EMA, non-local attention and a plain FCN", base, cells
+        "voc-animals-heads",
+        "EMA, non-local attention and a plain FCN",
+        base,
+        cells,
+        question=QUESTION,
+        test=TEST,
     )
 
 
@@ -183,4 +192,5 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    about = f"{__doc__}\nQuestion: {QUESTION}\n\nTest: {TEST}"
+    main(tyro.cli(Arguments, description=about))

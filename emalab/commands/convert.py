@@ -30,7 +30,7 @@ def official(
     Args:
         checkpoint: the .pth file.
         out: the file to write, ending in .safetensors.
-        data: data set that the network tells the classes of.
+        data: data set whose classes the network predicts.
         output_stride: pixels per position of the feature map that the network is to have.
         multi_grid: dilation factors of the last stage's blocks.
     """
@@ -53,7 +53,7 @@ def mmseg(
     Args:
         checkpoint: the .pth file.
         out: the file to write, ending in .safetensors.
-        data: data set that the network tells the classes of.
+        data: data set whose classes the network predicts.
         output_stride: pixels per position of the feature map that the network is to have.
         align_corners: how the network enlarges logits; set it for those trained on crops of 769×769.
     """

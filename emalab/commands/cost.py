@@ -5,6 +5,7 @@ from __future__ import annotations
 from tyro.conf import Positional
 
 from emalab.recipes import get_recipe
+from emalab.tables import aligned
 
 __all__ = ["run"]
 
@@ -21,7 +22,8 @@ def run(recipe: Positional[str], size: tuple[int, int] | None = None) -> None:
 
     height, width = size or chosen.data.crop_size
     total = network_cost(chosen.model, (height, width))
-    print(f"{f'{height}×{width}':<12} multiply-adds  parameters  activations")
+    rows = [(f"{height}×{width}", "multiply-adds", "parameters", "activations")]
     for name, cost in {**total.parts, "total": total}.items():
         giga, mega, maps = cost.multiply_adds / 1e9, cost.parameters / 1e6, cost.activations / 1e6
-        print(f"{name:<12} {giga:>11.3f} G {mega:>9.3f} M {maps:>10.2f} M")
+        rows.append((name, f"{giga:.3f} G", f"{mega:.3f} M", f"{maps:.2f} M"))
+    print("\n".join(aligned(rows, right={1, 2, 3})))

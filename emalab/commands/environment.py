@@ -27,7 +27,7 @@ __all__ = [
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
-DEFAULT_ROOT = Path("data")  # where `emalab data prepare` puts data, unless told otherwise
+DEFAULT_ROOT = Path("data")  # where `emalab data prepare` puts data, unless another folder is given
 
 
 def default_data_root() -> Path | None:

@@ -13,13 +13,15 @@ from emalab.commands.environment import Device, default_data_root, is_first_proc
 from emalab.data.names import check_name
 from emalab.results import write_record
 from emalab.shipped import find_checkpoint
+from emalab.tables import aligned
+from emalab.views import Views
 
 if TYPE_CHECKING:
     from emalab.metrics import SegmentationScores
     from emalab.recipes import Recipe
     from emalab.segmenter import Segmenter
 
-__all__ = ["load_to_score", "run"]
+__all__ = ["load_to_score", "run", "views_to_score"]
 
 
 def run(
@@ -62,15 +64,14 @@ def run(
     from emalab.evaluation import evaluate
 
     model, recipe = load_to_score(checkpoint, output_stride, allow_code)
-    dataset = load_dataset(data or recipe.data.name, split or recipe.data.eval_split, data_root or default_data_root())
+    scenes = None if data else recipe.data.scenes
+    split, root = split or recipe.data.eval_split, data_root or default_data_root()
+    dataset = load_dataset(data or recipe.data.name, split, root, scenes)
     with processes(device) as own_device:
         scores = evaluate(
             model.to(own_device),
             dataset,
-            scales,
-            flip,
-            window=window or recipe.evaluation.window,
-            overlap=recipe.evaluation.overlap if overlap is None else overlap,
+            views=views_to_score(recipe, scales, flip, window, overlap),
             batch_size=batch_size,
             num_workers=min(num_cores(), 8),
             progress=sys.stderr.isatty(),
@@ -85,17 +86,25 @@ def load_to_score(
     checkpoint: str, output_stride: int | None, allow_code: Sequence[str] = ()
 ) -> tuple[Segmenter, Recipe]:
     """The network at the stride that is asked for, or else at that with which its recipe scores."""
-    from emalab.checkpoints import load_segmenter, read_recipe
+    from emalab.checkpoints import read_recipe
+    from emalab.segmenter import Segmenter
 
-    model, recipe = load_segmenter(checkpoint, allow_code), read_recipe(checkpoint)
+    model, recipe = Segmenter.from_pretrained(checkpoint, allow_code), read_recipe(checkpoint)
     stride = output_stride or recipe.evaluation.output_stride or model.config.output_stride
     return model.with_output_stride(stride), recipe
 
 
+def views_to_score(
+    recipe: Recipe, scales: tuple[float, ...], flip: bool, window: tuple[int, int] | None, overlap: float | None
+) -> Views:
+    """What is asked for; windows that are not asked for are those in which the recipe scores."""
+    own = recipe.evaluation
+    return Views(scales, flip, window or own.window, own.overlap if overlap is None else overlap)
+
+
 def _print_scores(scores: SegmentationScores) -> None:
-    width = max(map(len, scores.iou))
-    for name, iou in scores.iou.items():
-        print(f"{name:<{width}}  {'absent' if iou != iou else f'{100 * iou:6.2f}'}")
+    rows = [(name, "absent" if iou != iou else f"{100 * iou:.2f}") for name, iou in scores.iou.items()]
+    print("\n".join(aligned(rows, right={1})))
     accuracy, weighted = 100 * scores.mean_class_accuracy, 100 * scores.frequency_weighted_iou
     print(f"mean class accuracy {accuracy:.2f}, frequency-weighted IoU {weighted:.2f}")
     print(f"{scores}, over {scores.images} images")

@@ -40,26 +40,28 @@ def run(
         _export_onnx(run, out, data, allow_code)
     else:
         record = _record(Path(run))
-        from emalab.checkpoints import export_segmenter, load_segmenter, read_recipe, read_spec
+        from emalab.checkpoints import export_segmenter, read_recipe, read_spec
+        from emalab.segmenter import Segmenter
 
         last = Path(run) / "last.pt"
         spec = read_spec(last)
         metadata = {**_metadata(record, data), **({"spec": asdict(spec)} if spec else {})}
-        export_segmenter(load_segmenter(last, allow_code), out, read_recipe(last), metadata)
+        export_segmenter(Segmenter.from_pretrained(last, allow_code), out, read_recipe(last), metadata)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
 
 
 def _export_onnx(run: str, out: Path, data: str, allow_code: tuple[str, ...]) -> None:
     record = _record(Path(run)) if Path(run).is_dir() else {}
     checkpoint = Path(run) / "last.pt" if record else find_checkpoint(run)
-    from emalab.checkpoints import load_segmenter, read_recipe, read_spec
+    from emalab.checkpoints import read_recipe, read_spec
     from emalab.data import get_spec
     from emalab.onnx_export import SIZES, export_onnx
+    from emalab.segmenter import Segmenter
 
     recipe = read_recipe(checkpoint)
     spec = read_spec(checkpoint) or get_spec(recipe.data.name)
     metadata = {**_metadata(record, data), "recipe": recipe.name, "classes": spec.classes}
-    difference = export_onnx(load_segmenter(checkpoint, allow_code), out, metadata)
+    difference = export_onnx(Segmenter.from_pretrained(checkpoint, allow_code), out, metadata)
     print(f"logits as the network's at {len(SIZES)} sizes, to {difference:.1g} of the largest")
 
 

@@ -60,11 +60,13 @@ def run(
     if not found.photographs:
         raise SystemExit(1)
     find_checkpoint(checkpoint)
-    from emalab.checkpoints import load_segmenter, read_recipe
+    from emalab.checkpoints import read_recipe
     from emalab.data import get_spec, open_image
+    from emalab.segmenter import Segmenter
     from emalab.viz import save_picture
 
-    model, spec = load_segmenter(checkpoint).to(own_device(device)), get_spec(read_recipe(checkpoint).data.name)
+    model = Segmenter.from_pretrained(checkpoint).to(own_device(device))
+    spec = get_spec(read_recipe(checkpoint).data.name)
     failed = bool(found.problems)
     for photograph in found.photographs:
         try:

@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from emalab.data import DatasetSpec
-    from emalab.frames import Frames
     from emalab.prediction import Photo
+    from emalab.recipes import Recipe
     from emalab.segmenter import Segmenter
+    from emalab.video import Frames
+    from emalab.views import Views
 
 __all__ = ["run"]
 
@@ -78,42 +80,29 @@ def run(
     find_checkpoint(checkpoint)
     if data:
         check_name(data)
-    labeler = _labeler(checkpoint, data, out, output_stride, device, confidence, allow_code)
-    labeler.settings = {
-        "max_side": max_side or MAX_SIDES.get(checkpoint),
-        "scales": scales,
-        "flip": flip,
-        "window": window or labeler.settings["window"],
-        "overlap": labeler.settings["overlap"] if overlap is None else overlap,
-    }
+    from emalab.commands.evaluate import load_to_score, views_to_score
+
+    model, recipe = load_to_score(checkpoint, output_stride, allow_code)
+    spec = _spec_of(checkpoint, model, data, recipe)
+    views, side = views_to_score(recipe, scales, flip, window, overlap), max_side or MAX_SIDES.get(checkpoint)
+    labeler = _Labeler(model.to(own_device(device)), spec, out, confidence, side, views)
     failed = sum(not labeler.label(photograph) for photograph in found.photographs)
     if failed or found.problems:
         raise SystemExit(1)
 
 
-def _labeler(
-    checkpoint: str,
-    data: str | None,
-    out: Path,
-    output_stride: int | None,
-    device: Device,
-    confidence: bool,
-    allow_code: tuple[str, ...],
-) -> _Labeler:
+def _spec_of(checkpoint: str, model: Segmenter, data: str | None, recipe: Recipe) -> DatasetSpec:
+    """Classes and colors of the data set that is asked for, or else of that which the network was trained on."""
     from emalab.checkpoints import read_spec
-    from emalab.commands.evaluate import load_to_score
     from emalab.data import get_spec
 
-    model, recipe = load_to_score(checkpoint, output_stride, allow_code)
     spec = (read_spec(checkpoint) if data is None else None) or get_spec(data or recipe.data.name)
     if model.config.num_classes != spec.num_classes:
         raise ValueError(
             f"{checkpoint} predicts {model.config.num_classes} classes, and {spec.name} has {spec.num_classes}; "
             "name the data set that it was trained on: --data"
         )
-    evaluation = recipe.evaluation
-    settings = {"window": evaluation.window, "overlap": evaluation.overlap}
-    return _Labeler(model.to(own_device(device)), spec, out, confidence, settings)
+    return spec
 
 
 @dataclass
@@ -124,11 +113,12 @@ class _Labeler:
     spec: DatasetSpec
     out: Path
     confidence: bool
-    settings: dict[str, Any]  # keyword arguments of `predict`
+    max_side: int | None
+    views: Views
 
     def label(self, photograph: Photograph) -> bool:
         """Write the results of one file; False, with a line on stderr, where it cannot be read."""
-        from emalab.frames import open_animation, open_video
+        from emalab.video import open_animation, open_video
 
         try:
             video = photograph.path.suffix.lower() in VIDEOS
@@ -147,19 +137,19 @@ class _Labeler:
         pixels = open_image(photograph.path).permute(1, 2, 0).numpy()
         labels, confidence = self._predict(pixels)
         stem = self.out / photograph.name
-        save_labels(labels, self.spec, _ending(stem, ".mask.png"))
-        save_picture(overlay(_picture(pixels), labels, self.spec), _ending(stem, ".overlay.png"))
-        written = [str(_ending(stem, ".mask.png")), f"{stem.name}.overlay.png"]
+        save_labels(labels, self.spec, _with_ending(stem, ".mask.png"))
+        save_picture(overlay(_picture(pixels), labels, self.spec), _with_ending(stem, ".overlay.png"))
+        written = [str(_with_ending(stem, ".mask.png")), f"{stem.name}.overlay.png"]
         if self.confidence:
-            save_confidence(confidence, _ending(stem, ".confidence.png"))
+            save_confidence(confidence, _with_ending(stem, ".confidence.png"))
             written.append(f"{stem.name}.confidence.png")
         return ", ".join(written) + self._shrunk(*labels.shape)
 
     def _frames(self, photograph: Photograph, frames: Frames, video: bool) -> str:
-        from emalab.frames import write_animation, write_video
+        from emalab.video import write_animation, write_video
 
         stem = self.out / photograph.name
-        masks, moving = _ending(stem, ".masks"), _ending(stem, ".overlay.mp4" if video else ".overlay.webp")
+        masks, moving = _with_ending(stem, ".masks"), _with_ending(stem, ".overlay.mp4" if video else ".overlay.webp")
         overlays = self._overlays(frames, masks, photograph.path.name)
         (write_video if video else write_animation)(moving, overlays, frames.rate)
         return f"{masks}/, {moving.name}"
@@ -182,18 +172,18 @@ class _Labeler:
     def _predict(self, photo: Photo) -> Any:
         from emalab.prediction import predict_with_confidence
 
-        return predict_with_confidence(self.model, photo, **self.settings)
+        return predict_with_confidence(self.model, photo, max_side=self.max_side, views=self.views)
 
     def _shrunk(self, height: int, width: int) -> str:
         """What the user must know of the size at which the network saw the photograph."""
-        side = self.settings["max_side"]
+        side = self.max_side
         if not side or side >= max(height, width):
             return ""
         factor = side / max(height, width)
         return f" ({width}×{height} pixels, seen at {round(width * factor)}×{round(height * factor)}; see --max-side)"
 
 
-def _ending(stem: Path, ending: str) -> Path:
+def _with_ending(stem: Path, ending: str) -> Path:
     return stem.with_name(stem.name + ending)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from emalab.recipes import Recipe, recipe_groups
+from emalab.tables import aligned
 
 __all__ = ["about", "recipe_table", "run"]
 
@@ -16,13 +17,11 @@ def recipe_table() -> str:
     """Names, what they are, and the published scores beside, in at most 100 columns."""
     lines = []
     for title, recipes in recipe_groups().items():
-        lines.append(title)
-        name_width = max(len(recipe.name) for recipe in recipes)
-        summary_width = max(len(recipe.summary) for recipe in recipes)
+        rows: list[tuple[str, ...]] = []
         for recipe in recipes:
             first, *others = [f"{published.score} {published.protocol}" for published in recipe.published] or [""]
-            lines.append(f"  {recipe.name:<{name_width}}  {recipe.summary:<{summary_width}}  {first}".rstrip())
-            lines += [f"{'':<{name_width + summary_width + 6}}{other}" for other in others]
+            rows += [(recipe.name, recipe.summary, first), *(("", "", other) for other in others)]
+        lines += [title, *aligned(rows, indent="  ")]
     scores = "Numbers are published mean IoU in percent; `emalab train RECIPE --help` says by whom."
     return "\n".join([*lines, "", scores])
 

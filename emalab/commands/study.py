@@ -15,6 +15,7 @@ from emalab.studies.config import Study
 from emalab.studies.folder import StudyFolder
 from emalab.studies.runner import Plan, StudyOptions, make_plan, run_study
 from emalab.studies.sources import CATALOG, find_study, load_studies
+from emalab.tables import aligned
 
 __all__ = ["run"]
 
@@ -66,7 +67,7 @@ def run(
         keep_weights: keep the trained networks in weights/.
         commit: commit to record; by default that of the running source.
         dry_run: show the runs and how long they will take, and run none.
-        summary: show what the records say, and run none.
+        summary: summarize the records, and run none.
         evaluation: summarize this further evaluation of the trained networks, such as T=6.
         list: list the studies of FILE, or those of the book.
     """
@@ -159,15 +160,16 @@ def _preregistration(study: Study) -> Sequence[str]:
 def _describe(study: Study, plan: Plan, workers: int) -> str:
     """The plan: what is done and what is missing of every cell, and how long that will take."""
     labels = dict.fromkeys(run.cell.label for run in plan.runs)
-    width = max(map(len, labels))
     lines = [f"{study.name}: {study.summary}", "", *_preregistration(study)]
+    rows = []
     for label in labels:
         states = [
             f"{run.recipe.seed} {state}"
             for run, state in zip(plan.runs, plan.states, strict=True)
             if run.cell.label == label
         ]
-        lines.append(f"  {label:<{width}}  seed {', '.join(states)}")
+        rows.append((label, f"seed {', '.join(states)}"))
+    lines += aligned(rows, indent="  ")
     minutes = plan.minutes(workers)
     predicted = (
         "--seconds-per-run predicts how long" if minutes is None else f"{minutes:.1f} minutes on {workers} at a time"
@@ -182,9 +184,4 @@ def _catalog(file: Path) -> str:
         (study.name, f"{len(study.cells)} cells", f"{len(study.runs())} runs", study.summary)
         for study in load_studies(file).values()
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    table = "\n".join(
-        f"  {name:<{widths[0]}}  {cells:>{widths[1]}}  {runs:>{widths[2]}}  {summary}"
-        for name, cells, runs, summary in rows
-    )
-    return f"\nThe studies of {file}:\n{table}"
+    return "\n".join([f"\nThe studies of {file}:", *aligned(rows, right={1, 2}, indent="  ")])

@@ -8,7 +8,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from emalab.commands.environment import Device, default_data_root, is_first_process, processes
-from emalab.commands.evaluate import load_to_score
+from emalab.commands.evaluate import load_to_score, views_to_score
 from emalab.data.names import check_name
 from emalab.shipped import find_checkpoint
 
@@ -63,10 +63,7 @@ def run(
             dataset,
             split,
             out,
-            scales,
-            flip,
-            window=window or recipe.evaluation.window,
-            overlap=recipe.evaluation.overlap if overlap is None else overlap,
+            views_to_score(recipe, scales, flip, window, overlap),
             num_workers=min(num_cores(), 8),
             progress=sys.stderr.isatty(),
         )

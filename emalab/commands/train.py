@@ -17,6 +17,7 @@ from emalab.data.names import is_folder_name
 from emalab.options import RunOptions, run_folder
 from emalab.recipes import Recipe, get_recipe, recipe_from_dict, recipe_names
 from emalab.results import git_commit, load_records
+from emalab.tables import aligned
 
 __all__ = ["run"]
 
@@ -59,7 +60,7 @@ def run(arguments: Sequence[str]) -> None:
 
     result = train(parsed.recipe, out, parsed.run)
     if not is_first_process():
-        return  # the other processes have the same to say
+        return  # the others would print the same
     for protocol, scores in result.scores.items():
         print(f"{protocol}: {scores}")
         if recorded := record.get("scores", {}).get(protocol):
@@ -74,13 +75,13 @@ def _named(name: str, arguments: Sequence[str]) -> Recipe:
     from emalab.recipes.from_folder import describe_recipe, recipe_for_folder
 
     on_cpu = any(arguments[i : i + 2] == ["--accelerator", "cpu"] for i in range(len(arguments)))
-    say = print if is_first_process() else lambda line: None
-    recipe = recipe_for_folder(name, "cpu" if on_cpu else "auto", say=say)
+    report = print if is_first_process() else lambda line: None
+    recipe = recipe_for_folder(name, "cpu" if on_cpu else "auto", report=report)
     if not set(arguments) & {"-h", "--help"}:
         rows = describe_recipe(recipe)
-        say(f"{name}, unless flags say otherwise:")
-        for what, choice in rows:
-            say(f"  {what:<{max(len(row[0]) for row in rows)}}  {choice}")
+        report(f"{name}, unless flags say otherwise:")
+        for line in aligned(rows, indent="  "):
+            report(line)
     return recipe
 
 

@@ -10,9 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from emalab.architecture import SegmenterConfig
 from emalab.checkpoints import CheckpointError, read_tensors, require_finite
 from emalab.segmenter import Segmenter, build_segmenter
+from emalab.segmenter_config import SegmenterConfig
 from emalab.state_dicts import find_state_dict, without_prefix
 
 __all__ = ["load_state_dict", "read_own"]

@@ -143,11 +143,11 @@ def recipe_for(model: Segmenter, data: str, base: Recipe, name: str, summary: st
     spec = get_spec(data)
     if model.config.num_classes != spec.num_classes:
         raise ValueError(
-            f"the network tells {model.config.num_classes} classes apart, {data} has {spec.num_classes}; "
+            f"the network predicts {model.config.num_classes} classes, {data} has {spec.num_classes}; "
             "name the data set that it was trained on"
         )
     data_config = replace(base.data, name=data)
-    # What is said and published of the base is not said of this network.
+    # Notes and published scores of the base do not hold for this network.
     return replace(
         base, name=name, summary=summary, data=data_config, model=model.config, notes="", published=(), init_from=None
     )

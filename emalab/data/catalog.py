@@ -19,9 +19,10 @@ from emalab.data.context import CONTEXT_59, CONTEXT_60, load_context
 from emalab.data.dataset import LabeledImages
 from emalab.data.errors import DataError
 from emalab.data.folder import folder_spec, load_folder
-from emalab.data.names import check_name, is_folder_name, is_scenes_name, offer
+from emalab.data.names import SCENES, check_name, is_folder_name, offer
 from emalab.data.parts import part_of, split_and_part
-from emalab.data.shapes import FAR, POOLED, load_shapes, scenes_of
+from emalab.data.scene_settings import SceneSettings
+from emalab.data.shapes import FAR, POOLED, ShapesDataset, scenes_of
 from emalab.data.spec import DatasetSpec
 from emalab.data.voc import VOC, VOC_ANIMALS, load_voc
 
@@ -48,8 +49,8 @@ DATASETS: dict[str, DatasetEntry] = {
         DatasetEntry(COCO_STUFF_164K, load_coco_stuff_164k),
         DatasetEntry(COCO_VOC, load_coco_voc),
         DatasetEntry(CITYSCAPES, load_cityscapes),
-        DatasetEntry(POOLED, partial(load_shapes, POOLED.name)),
-        DatasetEntry(FAR, partial(load_shapes, FAR.name)),
+        DatasetEntry(POOLED, lambda split, _: ShapesDataset(scenes_of(POOLED.name), split)),
+        DatasetEntry(FAR, lambda split, _: ShapesDataset(scenes_of(FAR.name), split)),
     )
 }
 
@@ -72,7 +73,9 @@ def get_spec(name: str) -> DatasetSpec:
     return _entry(name).spec
 
 
-def load_dataset(name: str, split: str, root: Path | str | None = None) -> LabeledImages:
+def load_dataset(
+    name: str, split: str, root: Path | str | None = None, scenes: SceneSettings | None = None
+) -> LabeledImages:
     """The samples of one split, read from the disk as they are asked for.
 
     Example:
@@ -81,21 +84,22 @@ def load_dataset(name: str, split: str, root: Path | str | None = None) -> Label
         (torch.Size([3, 64, 64]), torch.Size([64, 64]))
 
     Args:
-        name: one of `dataset_names()`, the path of a folder of one's own or of its `classes.yaml`, or generated scenes
-            with dials, such as ``shapes-pooled:spread=40`` (see `emalab.data.shapes.scenes_of`).
+        name: one of `dataset_names()`, or the path of a folder of one's own or of its `classes.yaml`.
         split: one of `get_spec(name).splits`, or a part of it: ``train/held-out`` is every tenth image of train,
             ``train/kept`` the others (see `emalab.data.parts`).
         root: the folder that contains the unpacked releases (`camvid/`, `VOCdevkit/`, `coco/`); unused for
             generated data and for folders of one's own.
+        scenes: settings of generated scenes that are not to have their defaults.
 
     Raises:
-        DataError: no such name, split or root, or the root does not hold the list of this split.
+        DataError: no such name, split or root, the root does not hold the list of this split, or settings of scenes
+            for other data.
     """
     spec = get_spec(name)
     if split_and_part(split)[0] in spec.unlabeled_splits:
         reason = "not in its masks/" if is_folder_name(name) else "not published"
         raise DataError(f"the labels of {name}'s {split} are {reason}; `emalab submit` predicts them")
-    return _load(name, split, spec.splits, root)
+    return _load(name, split, spec.splits, root, scenes)
 
 
 def load_images(name: str, split: str, root: Path | str | None = None) -> LabeledImages:
@@ -107,10 +111,16 @@ def load_images(name: str, split: str, root: Path | str | None = None) -> Labele
     return _load(name, split, spec.splits + spec.unlabeled_splits, root)
 
 
-def _load(name: str, split: str, splits: tuple[str, ...], root: Path | str | None) -> LabeledImages:
+def _load(
+    name: str, split: str, splits: tuple[str, ...], root: Path | str | None, scenes: SceneSettings | None = None
+) -> LabeledImages:
     whole, part = split_and_part(split)
     if whole not in splits:
         raise DataError(f"{name} has no split {whole!r}; {offer(whole, splits)}")
+    if scenes and (chosen := scenes.chosen()):
+        if name not in SCENES:
+            raise DataError(f"{name} has no scenes to set {', '.join(chosen)} of; {' and '.join(SCENES)} have")
+        return part_of(ShapesDataset(scenes_of(name, scenes), whole), part)
     return part_of(_entry(name).build(whole, None if root is None else Path(root)), part)
 
 
@@ -118,6 +128,4 @@ def _entry(name: str) -> DatasetEntry:
     check_name(name)
     if is_folder_name(name):
         return DatasetEntry(folder_spec(name), lambda split, _: load_folder(name, split))
-    if is_scenes_name(name):
-        return DatasetEntry(scenes_of(name).spec, partial(load_shapes, name))
     return DATASETS[name]

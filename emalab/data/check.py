@@ -17,6 +17,7 @@ from emalab.data.errors import DataError
 from emalab.data.folder import CLASSES_FILE, folder_notes, folder_of, read_labels
 from emalab.data.folder_files import listed
 from emalab.data.names import is_folder_name
+from emalab.tables import aligned
 
 _Result = TypeVar("_Result")
 
@@ -82,15 +83,10 @@ class CheckReport:
         names = (*self.classes, "ignored")
         if not self.pixels or len(names) > _TABLE_ROWS:
             return []
-        width = max(len("pixels in %"), *map(len, names))
         columns = {split: 100 * counts / max(counts.sum(), 1) for split, counts in self.pixels.items()}
-        widths = [max(len(split), 6) for split in columns]
-        titles = [f"{split:>{w}}" for split, w in zip(columns, widths, strict=True)]
-        lines = ["  ".join([f"{'pixels in %':<{width}}", *titles])]
-        for row, name in enumerate(names):
-            cells = [f"{_percent(column[row]):>{w}}" for column, w in zip(columns.values(), widths, strict=True)]
-            lines.append("  ".join([f"{name:<{width}}", *cells]))
-        return lines
+        rows: list[tuple[str, ...]] = [("pixels in %", *columns)]
+        rows += [(name, *(_percent(column[row]) for column in columns.values())) for row, name in enumerate(names)]
+        return aligned(rows, right=range(1, len(rows[0])))
 
 
 def check_dataset(

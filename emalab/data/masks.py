@@ -158,8 +158,8 @@ def _labels_of_colors(stored: np.ndarray, colors: Mapping[Color, int], path: Pat
         codes = _codes(flat[start : start + _STRIP])
         place = np.searchsorted(known[:, 0], codes).clip(max=len(known) - 1)
         labels[start : start + _STRIP] = known[place, 1]
-        strange, counts = np.unique(codes[known[place, 0] != codes], return_counts=True)
-        for code, count in zip(strange.tolist(), counts.tolist(), strict=True):
+        others, counts = np.unique(codes[known[place, 0] != codes], return_counts=True)
+        for code, count in zip(others.tolist(), counts.tolist(), strict=True):
             unknown[code] = unknown.get(code, 0) + count
     if unknown:
         frequent = sorted(((count, code) for code, count in unknown.items()), reverse=True)

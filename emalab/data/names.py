@@ -8,10 +8,10 @@ from pathlib import Path
 
 from emalab.data.errors import DataError
 
-__all__ = ["BENCHMARKS", "SCENES", "check_name", "is_folder_name", "is_scenes_name", "offer"]
+__all__ = ["BENCHMARKS", "SCENES", "check_name", "is_folder_name", "offer"]
 
 SCENES = ("shapes-pooled", "shapes-far")
-"""Generated scenes; behind a colon, a name may set their dials."""
+"""Generated scenes; `emalab.data.scene_settings` says what can be set of them."""
 
 BENCHMARKS = (
     *("camvid", "voc", "voc-animals", "context-59", "context-60"),
@@ -23,8 +23,10 @@ BENCHMARKS = (
 
 def check_name(name: str) -> None:
     """Refuse, with a `DataError` that offers the nearest one, what is neither a benchmark nor the path of a folder."""
-    if is_folder_name(name) or is_scenes_name(name) or name in BENCHMARKS:
+    if is_folder_name(name) or name in BENCHMARKS:
         return
+    if (kind := name.partition(":")[0]) in SCENES:
+        raise DataError(f"there is no data set {name!r}; say {kind}, and set its scenes: --data.scenes.grain 12")
     folder = f"for the folder say {name}/. " if Path(name).is_dir() else ""
     raise DataError(f"there is no data set {name!r}; {folder}{offer(name, BENCHMARKS)}")
 
@@ -32,11 +34,6 @@ def check_name(name: str) -> None:
 def is_folder_name(name: str) -> bool:
     """Whether ``name`` is the path of a folder, or of its `classes.yaml`, rather than the name of a benchmark."""
     return "/" in name or "\\" in name or Path(name).suffix in (".yaml", ".yml")
-
-
-def is_scenes_name(name: str) -> bool:
-    """Whether a data set's name is that of generated scenes: ``shapes-pooled``, or ``shapes-far:gap=6,grain=12``."""
-    return name.partition(":")[0] in SCENES
 
 
 def offer(name: str, known: Iterable[str]) -> str:

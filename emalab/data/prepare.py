@@ -20,7 +20,7 @@ def prepare_dataset(
     *,
     keep_archives: bool = False,
     progress: bool = False,
-    say: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
 ) -> dict[str, int]:
     """Download, verify, unpack and convert what the data set `name` consists of, as far as that is not done yet.
 
@@ -33,7 +33,7 @@ def prepare_dataset(
         source: a folder that holds the archives of the release; nothing is downloaded then, and they are kept.
         keep_archives: keep downloaded archives, too, once they are unpacked.
         progress: show progress bars.
-        say: told what is being done, a line at a time.
+        report: takes a line for each step.
 
     Returns:
         The number of images in each split; empty for generated data.
@@ -44,14 +44,14 @@ def prepare_dataset(
     """
     release = get_release(name)
     if release is None:
-        say(f"{name} is generated: there is nothing to prepare")
+        report(f"{name} is generated: there is nothing to prepare")
         return {}
     try:
         counts = _look(name, root)
     except DataError:
         pass
     else:
-        say(f"{name} is already prepared in {root}: {_told(counts)}")
+        report(f"{name} is already prepared in {root}: {_in_words(counts)}")
         return counts
 
     needed = [choices for choices in release.archives if not any(archive.unpacked(root) for archive in choices)]
@@ -63,20 +63,20 @@ def prepare_dataset(
     _check_space(root, [archive for archive, _ in files], downloaded=source is None, kept=keep_archives)
     for archive, path in files:
         if source is None:
-            _download(archive, path, progress, say)
+            _download(archive, path, progress, report)
         else:
-            say(f"{path}: {_verified(verify(path, archive.checksum, archive.size), archive)}")
-        say(f"unpacking {path.name}")
+            report(f"{path}: {_verified(verify(path, archive.checksum, archive.size), archive)}")
+        report(f"unpacking {path.name}")
         unpack(path, root, archive.parts, progress=progress)
         if source is None and not keep_archives:
             path.unlink()
             if not any(folder.iterdir()):
                 folder.rmdir()
     if release.convert is not None:
-        say("converting labels and lists")
+        report("converting labels and lists")
         release.convert(root, progress=progress)
     counts = _look(name, root)
-    say(f"{name} is prepared in {root}: {_told(counts)}")
+    report(f"{name} is prepared in {root}: {_in_words(counts)}")
     return counts
 
 
@@ -95,7 +95,7 @@ def _look(name: str, root: Path) -> dict[str, int]:
     return counts
 
 
-def _told(counts: dict[str, int]) -> str:
+def _in_words(counts: dict[str, int]) -> str:
     return ", ".join(f"{split} {count}" for split, count in counts.items())
 
 
@@ -133,16 +133,16 @@ def _check_space(root: Path, archives: list[Archive], *, downloaded: bool, kept:
         )
 
 
-def _download(archive: Archive, path: Path, progress: bool, say: Callable[[str], None]) -> None:
+def _download(archive: Archive, path: Path, progress: bool, report: Callable[[str], None]) -> None:
     if path.is_file():
         try:
-            say(f"{path}: {_verified(verify(path, archive.checksum, archive.size), archive)}")
+            report(f"{path}: {_verified(verify(path, archive.checksum, archive.size), archive)}")
             return
         except ArchiveError:
             path.unlink()
-    say(f"downloading {archive.url}")
+    report(f"downloading {archive.url}")
     actual = download(archive.url, path, archive.checksum, size=archive.size, progress=progress)
-    say(f"{path}: {_verified(actual, archive)}")
+    report(f"{path}: {_verified(actual, archive)}")
 
 
 def _verified(actual: str, archive: Archive) -> str:

@@ -1,4 +1,4 @@
-"""Generated scenes: data that is always at hand, with two kinds of difficulty that a reader can dial.
+"""Generated scenes: data that is always at hand, with two kinds of difficulty that a reader can set.
 
 *Pooled evidence* (`PooledScenes`): what a pixel shows of its own class drowns in noise, and becomes clear on average
 over all look-alike pixels of the image. *Far cue* (`FarScenes`): the class hangs on one distant mark that looks like
@@ -6,9 +6,8 @@ nothing that it decides about. Both know how well their shapes can be labeled at
 (`bayes_accuracy`), so that a network's score can be held against what its field of view allows.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import lru_cache
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +18,7 @@ from torchvision import tv_tensors
 
 from emalab.data.dataset import LabeledImages, Sample
 from emalab.data.errors import DataError
+from emalab.data.scene_settings import SceneSettings
 from emalab.data.spec import Color, DatasetSpec
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "Scenes",
     "ShapesDataset",
     "labeled_shapes",
-    "load_shapes",
     "scenes_of",
 ]
 
@@ -100,7 +99,7 @@ class PooledScenes:
     less, for the grain of each pixel).
 
     Raises:
-        ValueError: a dial out of range.
+        ValueError: a setting out of range.
     """
 
     size: int = 64
@@ -117,7 +116,7 @@ class PooledScenes:
     spec = POOLED
 
     def __post_init__(self) -> None:
-        _check_dials(self, "shift", "spread", "grain")
+        _check_settings(self, "shift", "spread", "grain")
 
     def draw(self, rng: Generator) -> Scene:
         """A random scene; `Scene.kinds` holds the family, 0 for teal and 1 for coral."""
@@ -164,7 +163,7 @@ class FarScenes:
     """Gray stones, all alike, and a colored key in one corner. The stones are of the key's class.
 
     Raises:
-        ValueError: a dial out of range.
+        ValueError: a setting out of range.
     """
 
     size: int = 64
@@ -181,7 +180,7 @@ class FarScenes:
     spec = FAR
 
     def __post_init__(self) -> None:
-        _check_dials(self, "grain", "gap")
+        _check_settings(self, "grain", "gap")
         if self.key_size < 3:
             raise ValueError(f"key_size is {self.key_size}; it must be at least 3, or nothing of the key is labeled")
         if self.key_size + self.gap + 2 * self.spacing > self.size:
@@ -227,7 +226,7 @@ class ShapesDataset(LabeledImages):
     state to run down. A longer split starts with the samples of a shorter one.
 
     Args:
-        scenes: the distribution with its dials.
+        scenes: the distribution.
         split: "train" or "val"; they share no scene.
         length: number of scenes; by default 2000 to train and 200 to validate.
         seed: of the whole data set.
@@ -263,35 +262,22 @@ class ShapesDataset(LabeledImages):
         return Sample(image, tv_tensors.Mask(torch.from_numpy(scene.mask)), f"{self.split}-{index:05d}")
 
 
-def scenes_of(name: str) -> PooledScenes | FarScenes:
-    """The scenes that a name stands for: a kind, and behind a colon the dials that are not at their defaults.
+def scenes_of(name: str, settings: SceneSettings | None = None) -> PooledScenes | FarScenes:
+    """The scenes called ``name``, with the settings that are not to have their defaults.
 
     Raises:
-        DataError: no such kind or dial, or a value that the dial does not allow.
+        DataError: no such scenes, a setting that they do not have, or a value that it does not allow.
     """
-    kind, _, settings = name.partition(":")
-    if kind not in _KINDS:
-        raise DataError(f"there are no generated scenes {kind!r}; there are {', '.join(_KINDS)}")
-    scenes = _KINDS[kind]()
-    dials = {field.name: type(getattr(scenes, field.name)) for field in fields(scenes)}
-    values = {}
-    for setting in filter(None, settings.split(",")):
-        dial, _, value = setting.partition("=")
-        if dial not in dials:
-            raise DataError(f"{name}: {kind} has no dial {dial!r}; it has {', '.join(dials)}")
-        try:
-            values[dial] = dials[dial](value)
-        except ValueError as error:
-            raise DataError(f"{name}: {value!r} is no {dials[dial].__name__} for the dial {dial}") from error
+    if name not in _KINDS:
+        raise DataError(f"there are no generated scenes {name!r}; there are {', '.join(_KINDS)}")
+    chosen = settings.chosen() if settings else {}
+    known = [field.name for field in fields(_KINDS[name])]
+    if foreign := [setting for setting in chosen if setting not in known]:
+        raise DataError(f"{name} has no setting {foreign[0]!r}; it has {', '.join(known)}")
     try:
-        return replace(scenes, **values)
+        return _KINDS[name](**chosen)
     except ValueError as error:
         raise DataError(f"{name}: {error}") from error
-
-
-def load_shapes(name: str, split: str, root: Path | None = None) -> ShapesDataset:
-    """Generated scenes by name, see `scenes_of`; there is no use for a data root."""
-    return ShapesDataset(scenes_of(name), split)
 
 
 def labeled_shapes(scene: Scene) -> np.ndarray:
@@ -299,7 +285,7 @@ def labeled_shapes(scene: Scene) -> np.ndarray:
     return (scene.shapes >= 0) & (scene.mask != POOLED.ignore_index)
 
 
-def _check_dials(scenes: PooledScenes | FarScenes, *not_negative: str) -> None:
+def _check_settings(scenes: PooledScenes | FarScenes, *not_negative: str) -> None:
     if not 4 <= scenes.spacing <= scenes.size:
         raise ValueError(f"spacing is {scenes.spacing}; it must be in 4 … size = {scenes.size}")
     for name in not_negative:

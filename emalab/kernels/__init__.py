@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emalab.choices import Backend, Grad, Norm
+from emalab.choices import Backend, EMSettings, Grad
 from emalab.kernels.plan import MAX_BASES, MAX_CHANNELS, pays
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -22,24 +22,10 @@ _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 __all__ = ["attend", "differentiate_as", "fused", "fused_with_gradient", "limit"]
 
 
-def attend(
-    x: Tensor,
-    bases: Tensor,
-    num_iters: int,
-    scale: float | Tensor,
-    norm: Norm,
-    eps: float,
-    clamp: bool,
-    relu: bool,
-    grad: Grad,
-    backend: Backend,
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """EM attention by the kernel, or None where it does not serve; arguments as in `emalab.em.em_attention`.
+def attend(x: Tensor, bases: Tensor, settings: EMSettings) -> tuple[Tensor, Tensor, Tensor] | None:
+    """EM attention by the kernel, or None where it does not serve; ``x`` and ``bases`` as in `emalab.em.em_attention`.
 
     Under CUDA's autocast, responsibilities and bases are in float32, as on the torch path.
-
-    Args:
-        relu: apply ReLU to the reconstruction.
 
     Returns:
         Reconstruction (b, n, c), responsibilities (b, n, k) and bases (b, k, c).
@@ -47,6 +33,7 @@ def attend(
     Raises:
         ValueError: ``backend="triton"`` with what the kernel cannot take.
     """
+    num_iters, scale, norm, grad, eps, clamp, backend, relu = settings
     if not _serves(x, bases, scale, grad, backend):
         return None
     assert not isinstance(scale, Tensor)
@@ -194,7 +181,7 @@ def _remember(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
 
 
 def differentiate_as(loop: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> None:
-    """Let the kernel's gradient be that of ``loop``, which takes the arguments of `attend` but for the last.
+    """Let the kernel's gradient be that of ``loop``, which takes the arguments of `attend`.
 
     ``loop`` computes everything again on the torch path, whose graph autograd knows; when asked, it gives the graph of
     the gradient, too.
@@ -205,7 +192,7 @@ def differentiate_as(loop: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> None
         num_iters, scale, norm, eps, clamp, relu, _, grad = ctx.options
         with torch.enable_grad():
             inputs = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in ctx.saved_tensors]
-            result = loop(*inputs, num_iters, scale, norm, eps, clamp, relu, grad)
+            result = loop(*inputs, EMSettings(num_iters, scale, norm, grad, eps, clamp, relu=relu))
             matched = [g.to(t.dtype) for g, t in zip(gradients, result, strict=True)]
             of_inputs = torch.autograd.grad(result, inputs, matched, create_graph=again, allow_unused=True)
         return (*of_inputs, *(None for _ in ctx.options))

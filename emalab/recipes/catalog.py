@@ -6,8 +6,8 @@ import difflib
 from dataclasses import replace
 from typing import Literal
 
-from emalab.architecture import ContextName, EMAConfig, SegmenterConfig
 from emalab.recipes.config import DataConfig, EvalConfig, OptimConfig, Published, Recipe
+from emalab.segmenter_config import ContextName, EMAConfig, SegmenterConfig
 
 __all__ = ["get_recipe", "recipe_groups", "recipe_names"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from dataclasses import dataclass, field
 from functools import cache
@@ -11,7 +12,10 @@ from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, g
 
 import tyro
 
-from emalab.architecture import SegmenterConfig
+from emalab.data.names import SCENES
+from emalab.data.scene_settings import SceneSettings
+from emalab.segmenter_config import SegmenterConfig
+from emalab.views import Views
 
 __all__ = [
     "DataConfig",
@@ -51,6 +55,8 @@ class DataConfig:
     """Probability of a left-right flip."""
     photometric: float = 0.0
     """Strength of random brightness, contrast, saturation and hue, 0 to 1."""
+    scenes: SceneSettings = field(default_factory=SceneSettings)
+    """Settings of generated scenes."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,11 @@ class EvalConfig:
     overlap: float = 1 / 3
     """Part of a window that the next one shares."""
 
+    @property
+    def views(self) -> Views:
+        """What is averaged at the end of training; during training it is ``views.single_scale()``."""
+        return Views(self.scales, self.flip, self.window, self.overlap)
+
 
 @dataclass(frozen=True)
 class Published:
@@ -141,7 +152,7 @@ class Recipe:
     """Decides initial weights, data order and augmentation."""
     init_from: str | None = None
     """Weights to start from instead of the backbone's: a checkpoint, or the name of a recipe whose finished run lies
-    beside this one with the same seed. The classifier starts anew where it tells another number of classes apart."""
+    beside this one with the same seed. The classifier starts anew where the number of classes differs."""
     notes: Annotated[str, tyro.conf.Suppress] = ""
     """What a reader of its scores must know: what could not be checked, or differs from what it reproduces."""
     published: Annotated[tuple[Published, ...], tyro.conf.Suppress] = ()
@@ -212,10 +223,29 @@ def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
 def recipe_from_dict(values: dict[str, Any]) -> Recipe:
     """The recipe that `recipe_to_dict` wrote, also after a trip through JSON.
 
+    Recipes from before scenes had fields are read as well: ``"shapes-pooled:spread=40"`` as the name of their data.
+
     Raises:
         ValueError: a field that recipes do not have, or a value that its field does not allow.
     """
-    return _from_dict(Recipe, values, "recipe")
+    return _from_dict(Recipe, _with_scenes(values), "recipe")
+
+
+def _with_scenes(values: Any) -> Any:
+    """``values`` with the fields of `SceneSettings` in place of settings in the name of the data."""
+    data = values.get("data") if isinstance(values, dict) else None
+    name = data.get("name") if isinstance(data, dict) else None
+    kind, colon, settings = name.partition(":") if isinstance(name, str) else ("", "", "")
+    if not (data and colon and kind in SCENES):
+        return values
+    scenes = {}
+    for setting in settings.split(","):
+        key, _, number = setting.partition("=")
+        try:
+            scenes[key] = json.loads(number)
+        except ValueError:
+            raise ValueError(f"recipe.data.name: {_shown(number)} is no number for {_shown(key)}") from None
+    return {**values, "data": {**data, "name": kind, "scenes": scenes}}
 
 
 _hints = cache(get_type_hints)  # slow, and a study makes hundreds of recipes

@@ -1,4 +1,4 @@
-"""A recipe for a folder of images and masks: what nobody has said follows from what is in it.
+"""A recipe for a folder of images and masks: what is not given follows from what is in it.
 
     from emalab import train
     from emalab.recipes.from_folder import recipe_for_folder
@@ -55,7 +55,7 @@ _BUDGETS = {
 
 
 def recipe_for_folder(
-    root: Path | str, device: Literal["auto", "cpu", "gpu"] = "auto", *, say: Callable[[str], object] = print
+    root: Path | str, device: Literal["auto", "cpu", "gpu"] = "auto", *, report: Callable[[str], object] = print
 ) -> Recipe:
     """The shipped network fine-tuned on a folder: every setting follows from the images, the masks and the device.
 
@@ -63,7 +63,7 @@ def recipe_for_folder(
         root: the folder, or its `classes.yaml`. What is missing there is written: `classes.yaml` from the values in the
             masks, and `splits/` where the images have no splits.
         device: what to choose sizes for; "auto" asks torch whether there is a GPU.
-        say: told what is written, a line at a time.
+        report: takes a line for each file that is written.
 
     Returns:
         The recipe, to be trained as it is or changed by `dataclasses.replace`.
@@ -71,7 +71,7 @@ def recipe_for_folder(
     Raises:
         DataError: the folder cannot be used; the message names the file and the way out.
     """
-    complete_folder(root, say=say)
+    complete_folder(root, report=report)
     name = str(root) if "/" in str(root) or folder_of(root) != Path(root) else f"{root}/"
     spec = get_spec(name)
     train, evaluation = _choose_splits(spec.splits)
@@ -117,18 +117,20 @@ def recipe_for_folder(
     )
 
 
-def complete_folder(root: Path | str, *, say: Callable[[str], object] = print) -> None:
+def complete_folder(root: Path | str, *, report: Callable[[str], object] = print) -> None:
     """Write `classes.yaml` and `splits/` into a folder where they are missing; errors as `recipe_for_folder`."""
     folder = folder_of(root)
     if folder == Path(root) and folder.is_dir() and not (folder / CLASSES_FILE).exists():
         proposal = propose_labels(folder)
         proposal.write()
-        say(f"wrote {proposal.file}, from {proposal.num_masks} masks that hold {proposal.in_words()}; give names there")
+        report(
+            f"wrote {proposal.file}, from {proposal.num_masks} masks that hold {proposal.in_words()}; give names there"
+        )
     if folder.is_dir():
         layout = find_layout(folder)
         if not layout.written:
             paths = write_splits(folder, layout)
-            say(f"wrote {' and '.join(map(str, paths))}: the images have no splits, and these stay as they are")
+            report(f"wrote {' and '.join(map(str, paths))}: the images have no splits, and these stay as they are")
 
 
 def describe_recipe(recipe: Recipe) -> list[tuple[str, str]]:

@@ -148,7 +148,7 @@ def override(recipe: Recipe, changes: Changes) -> Recipe:
 
 
 def same_training(one: Recipe, other: Recipe) -> bool:
-    """Whether two recipes decide the same run, whatever is said of them."""
+    """Whether two recipes decide the same run, whatever their descriptions."""
 
     def bare(recipe: Recipe) -> Recipe:
         return replace(recipe, summary="", notes="", published=())

@@ -88,7 +88,7 @@ class Job:
     ends_at: float | None
     """Time by which every run should have ended, in seconds since the epoch."""
     make_performer: Callable[[StudyFolder, StudyOptions], Performer] | None = None
-    """What makes the records; `emalab.studies.execution.Trainings` by default."""
+    """What makes the records; `emalab.studies.training.Trainings` by default."""
 
     def is_too_late(self) -> bool:
         """Whether a run that starts now would end after the deadline."""

@@ -122,10 +122,10 @@ def _check_data(runs: Sequence[Run], options: StudyOptions) -> None:
     """Errors of missing data before any worker starts."""
     from emalab.data import load_dataset
 
-    splits = {
-        (data.name, split)
+    splits = dict.fromkeys(
+        (data.name, split, data.scenes)
         for data in (run.recipe.data for run in runs)
         for split in (data.train_split, data.eval_split)
-    }
-    for name, split in sorted(splits):
-        load_dataset(name, split, options.data_root)
+    )
+    for name, split, scenes in splits:
+        load_dataset(name, split, options.data_root, scenes)

@@ -12,6 +12,7 @@ from typing import Any
 
 from emalab.studies.config import Cell, Study
 from emalab.studies.statistics import Interval, paired_difference, student_interval, two_way_differences
+from emalab.tables import aligned
 
 __all__ = [
     "SINGLE_SCALE",
@@ -211,12 +212,7 @@ def format_summary(rows: Sequence[CellSummary]) -> str:
         notes = [f"{what}: seed {', '.join(map(str, seeds))}" for what, seeds in gaps.items() if seeds]
         numbers = (format_interval(row.mean, ""), format_interval(row.difference), format_interval(row.pooled))
         lines.append((row.label, str(len(row.scores)), *numbers, "; ".join(notes)))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    left = (0, len(widths) - 1)
-    return "\n".join(
-        "  ".join(f"{text:{'<' if i in left else '>'}{widths[i]}}" for i, text in enumerate(line)).rstrip()
-        for line in lines
-    )
+    return "\n".join(aligned(lines, right={1, 2, 3, 4}))
 
 
 def format_interval(interval: Interval, sign: str = "+") -> str:

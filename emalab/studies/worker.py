@@ -31,7 +31,7 @@ class Worker:
 
     def __init__(self, job: Job, board: Board, slot: int, cores: int | None) -> None:
         if job.make_performer is None:
-            from emalab.studies.execution import Trainings
+            from emalab.studies.training import Trainings
 
             self.perform: Performer = Trainings(job.folder, job.options)
         else:
@@ -83,7 +83,7 @@ def share_of_cores(cores: int, folder: StudyFolder) -> int:
 
 def work(job: Job, board: Board, slot: int, gpu: str | None) -> None:
     """A worker process, from start to end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one hears Ctrl-C, and ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one receives Ctrl-C, and ends it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # tidies up, which the default does not
     faulthandler.enable()
     Thread(target=_end_with_parent, daemon=True).start()

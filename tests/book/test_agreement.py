@@ -10,7 +10,7 @@ from experiments import agreement as measure_agreement
 from tiny import tiny_recipe
 
 from emalab.bases import MovingAverage
-from emalab.studies.execution import Datasets
+from emalab.studies.training import Datasets
 from emalab.trainer import RunOptions, train
 
 

@@ -68,7 +68,7 @@ class Visit:
         self.page: Page = self.context.new_page()
         self.errors: list[str] = []
         self.bytes = 0
-        self.page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
+        self.page.on("console", lambda message: self.errors.append(message.text) if message.type == "error" else None)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("requestfinished", self._weigh)
         self.page.route(

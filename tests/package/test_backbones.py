@@ -75,7 +75,7 @@ class TestTimmBackbone:
     def test_unknown_name_offers_others(self) -> None:
         with pytest.raises(ValueError, match=r"timm has no network 'resnet_fifty'; near it: .*resnet"):
             build_backbone("resnet_fifty")
-        with pytest.raises(ValueError, match="timm has no network 'resnet_fifty'"):  # which is the first thing to say
+        with pytest.raises(ValueError, match="timm has no network 'resnet_fifty'"):
             build_backbone("resnet_fifty", 4)
 
     def test_stride_that_nobody_has(self) -> None:

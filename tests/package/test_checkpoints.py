@@ -27,7 +27,6 @@ from emalab.checkpoints import (
     CheckpointError,
     all_finite,
     export_segmenter,
-    load_segmenter,
     load_training_state,
     read_metadata,
     read_recipe,
@@ -72,7 +71,7 @@ class TestTrainingState:
 
     def test_is_a_network_too(self, model: Segmenter, state_file: Path) -> None:
         images = random_images(1, 3, 32, 32)
-        loaded = load_segmenter(state_file)
+        loaded = Segmenter.from_pretrained(state_file)
         assert not loaded.training
         assert torch.equal(loaded(images), model(images))
         assert read_recipe(state_file) == RECIPE
@@ -98,7 +97,7 @@ class TestTrainingState:
 
 class TestRelease:
     def test_round_trip_in_half_precision(self, model: Segmenter, release: Path, state_file: Path) -> None:
-        loaded, images = load_segmenter(release), random_images(1, 3, 32, 32)
+        loaded, images = Segmenter.from_pretrained(release), random_images(1, 3, 32, 32)
         assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32, torch.int64}
         for key, value in model.state_dict().items():
             kept = value if "running" in key or not value.is_floating_point() else value.half().float()
@@ -114,7 +113,8 @@ class TestRelease:
         """The file that training started from may be gone."""
         recipe = replace(RECIPE, model=replace(RECIPE.model, backbone_weights="gone.pt"))
         export_segmenter(model, tmp_path / "a.safetensors", recipe, {})
-        assert torch.equal(load_segmenter(tmp_path / "a.safetensors").context.bases, model.context.bases.half().float())
+        bases = Segmenter.from_pretrained(tmp_path / "a.safetensors").context.bases
+        assert torch.equal(bases, model.context.bases.half().float())
 
     def test_is_a_safetensors_file(self, model: Segmenter, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"a released network is a \.safetensors file; got .*mine\.pt"):
@@ -157,7 +157,7 @@ class TestBadFiles:
         content = {"format": checkpoints.FORMAT, "model": Evil(trace)}
         path.write_bytes(pickle.dumps(content, protocol=2)) if bare else torch.save(content, path)
         with pytest.raises(CheckpointError, match=r"evil\.pt .*could run code.* refused"):
-            load_segmenter(path)
+            Segmenter.from_pretrained(path)
         assert not trace.exists()
         torch.load(path, weights_only=False) if not bare else pickle.loads(path.read_bytes())
         assert trace.exists()  # the bait was real
@@ -169,13 +169,13 @@ class TestBadFiles:
         content = path.read_bytes()
         path.write_bytes(content[: int(share * len(content))])
         with pytest.raises(CheckpointError, match=f"{path.name} is damaged or no"):
-            load_segmenter(path)
+            Segmenter.from_pretrained(path)
 
     def test_something_else(self, tmp_path: Path) -> None:
         for name in ("photo.pt", "photo.safetensors"):
             (tmp_path / name).write_bytes(b"\xff\xd8\xff\xe0 this is a JPEG" * 50)
             with pytest.raises(CheckpointError, match=f"{name} is damaged or no"):
-                load_segmenter(tmp_path / name)
+                Segmenter.from_pretrained(tmp_path / name)
 
     @pytest.mark.parametrize("kind", ["pt", "safetensors"])
     def test_another_architecture(self, kind: str, tmp_path: Path) -> None:
@@ -188,15 +188,15 @@ class TestBadFiles:
         with pytest.raises(
             CheckpointError, match=rf"weights in .*other\.{kind} do not fit the network of their recipe"
         ):
-            load_segmenter(path)
+            Segmenter.from_pretrained(path)
 
     def test_of_another_library(self, tmp_path: Path) -> None:
         save_file({"a": torch.zeros(2)}, tmp_path / "foreign.safetensors")
         torch.save({"a": torch.zeros(2)}, tmp_path / "foreign.pt")
         with pytest.raises(CheckpointError, match=r"foreign\.safetensors has no recipe that says how its network is"):
-            load_segmenter(tmp_path / "foreign.safetensors")
+            Segmenter.from_pretrained(tmp_path / "foreign.safetensors")
         with pytest.raises(CheckpointError, match=r"foreign\.pt was not written by emalab"):
-            load_segmenter(tmp_path / "foreign.pt")
+            Segmenter.from_pretrained(tmp_path / "foreign.pt")
 
     @pytest.mark.parametrize("kind", ["pt", "safetensors"])
     @pytest.mark.parametrize("recipe", ["", "no JSON", json.dumps({**recipe_to_dict(RECIPE), "from_the_future": 1})])
@@ -204,21 +204,21 @@ class TestBadFiles:
         path, header = tmp_path / f"odd.{kind}", {"format": "emalab-1", "recipe": recipe}
         torch.save(header, path) if kind == "pt" else save_file({"a": torch.zeros(2)}, path, header)
         with pytest.raises(CheckpointError, match=rf"the recipe in .*odd\.{kind} cannot be read"):
-            load_segmenter(path)
+            Segmenter.from_pretrained(path)
 
     @pytest.mark.parametrize("kind", ["state_file", "release"])
     def test_flipped_bits(self, kind: str, model: Segmenter, request: pytest.FixtureRequest) -> None:
         """Whatever bit flips: the file is refused, or the flip lies where it changes nothing, as in padding."""
         path: Path = request.getfixturevalue(kind)
         whole, recipe = path.read_bytes(), read_recipe(path)
-        expected = load_segmenter(path).state_dict()
+        expected = Segmenter.from_pretrained(path).state_dict()
         for byte in np.random.default_rng(0).integers(0, len(whole), 60):
             content = bytearray(whole)
             content[byte] ^= 1 << int(byte) % 8
             path.write_bytes(content)
             problem = ""
             try:
-                loaded = load_segmenter(path)
+                loaded = Segmenter.from_pretrained(path)
             except CheckpointError as error:
                 problem = str(error)
             if problem:
@@ -239,7 +239,7 @@ class TestBadFiles:
     def test_files_from_before_checksums(self, model: Segmenter, tmp_path: Path) -> None:
         content = {"format": "emalab-1", "recipe": json.dumps(recipe_to_dict(RECIPE)), "model": model.state_dict()}
         torch.save(content, tmp_path / "old.pt")
-        assert torch.equal(load_segmenter(tmp_path / "old.pt").context.bases, model.context.bases)
+        assert torch.equal(Segmenter.from_pretrained(tmp_path / "old.pt").context.bases, model.context.bases)
 
     @pytest.mark.parametrize("kind", ["pt", "safetensors"])
     def test_code_that_a_recipe_names_is_not_imported(
@@ -257,9 +257,9 @@ class TestBadFiles:
         else:
             export_segmenter(plain, path, recipe, {})
         with pytest.raises(CheckpointError, match=r"own.* needs code, bait:Gate, .*--allow-code bait"):
-            load_segmenter(path)
+            Segmenter.from_pretrained(path)
         assert not (tmp_path / "trace").exists()
-        load_segmenter(path, allow_code=("bait",))
+        Segmenter.from_pretrained(path, allow_code=("bait",))
         assert (tmp_path / "trace").exists()
         sys.modules.pop("bait")
 
@@ -276,17 +276,17 @@ class TestBadFiles:
         recipe = replace(RECIPE, model=replace(RECIPE.model, **changes))
         torch.save(content | {"recipe": json.dumps(recipe_to_dict(recipe))}, state_file)
         with pytest.raises(CheckpointError, match=r"weights in .*last\.pt do not fit the network of their recipe"):
-            load_segmenter(state_file)
+            Segmenter.from_pretrained(state_file)
 
     def test_a_small_file_with_much_in_it(self, state_file: Path, tmp_path: Path) -> None:
         with zipfile.ZipFile(state_file) as archive, zipfile.ZipFile(tmp_path / "a.pt", "w") as packed:
             for info in archive.infolist():
                 packed.writestr(info.filename, archive.read(info), zipfile.ZIP_DEFLATED)
         with pytest.raises(CheckpointError, match=r"a\.pt was refused: its entries are compressed"):
-            load_segmenter(tmp_path / "a.pt")
+            Segmenter.from_pretrained(tmp_path / "a.pt")
         torch.save({"format": "emalab-1", "model": torch.zeros(1).expand(10**9)}, tmp_path / "b.pt")
         with pytest.raises(CheckpointError, match=r"b\.pt was refused: its tensor model is larger than the file"):
-            load_segmenter(tmp_path / "b.pt")
+            Segmenter.from_pretrained(tmp_path / "b.pt")
 
     @settings(deadline=None, max_examples=200)
     @given(data=st.data())
@@ -308,7 +308,7 @@ class TestBadFiles:
         for text in ("[" * 100_000, '{"a":' * 100_000, "x" * 2**21, '{"name": "\\u001b[2J"}', "[]", "3"):
             torch.save({"format": "emalab-1", "recipe": text}, tmp_path / "a.pt")
             with pytest.raises(CheckpointError, match=r"the recipe in .*a\.pt cannot be read") as refused:
-                load_segmenter(tmp_path / "a.pt")
+                Segmenter.from_pretrained(tmp_path / "a.pt")
             assert len(str(refused.value)) < 500
             assert str(refused.value).isprintable()
 
@@ -317,12 +317,12 @@ class TestBadFiles:
         content["model"]["context.bases"][0, :2] = math.inf
         torch.save(content, state_file)
         with pytest.raises(CheckpointError, match=r"last\.pt is of no use: 2 of the \d+ values of context\.bases"):
-            load_segmenter(state_file)
+            Segmenter.from_pretrained(state_file)
 
     def test_without_a_network(self, tmp_path: Path) -> None:
         save_training_state(tmp_path / "empty.pt", RECIPE, {})
         with pytest.raises(CheckpointError, match=r"empty\.pt holds no network"):
-            load_segmenter(tmp_path / "empty.pt")
+            Segmenter.from_pretrained(tmp_path / "empty.pt")
 
 
 class TestAtomicWriting:

@@ -24,10 +24,11 @@ from emalab.cli import main
 from emalab.commands import evaluate as evaluate_command
 from emalab.commands import recipes as recipes_command
 from emalab.data import dataset_names
-from emalab.frames import write_video
 from emalab.prediction import predict_with_confidence
 from emalab.recipes import EvalConfig, recipe_names
 from emalab.segmenter import Segmenter, SegmenterConfig
+from emalab.video import write_video
+from emalab.views import Views
 
 Capture = pytest.CaptureFixture[str]
 
@@ -222,14 +223,17 @@ class TestEvaluate:
         model = SegmenterConfig(5, "resnet18", output_stride=16, channels=8, head_channels=8)
         recipe = replace(tiny_recipe(model=model), evaluation=EvalConfig(output_stride=8, window=(32, 32), overlap=0.5))
         export_segmenter(Segmenter(model), tmp_path / "net.safetensors", recipe, {})
-        seen: list[tuple[Segmenter, dict[str, object]]] = []
+        seen: list[tuple[Segmenter, dict[str, Views]]] = []
         monkeypatch.setattr("emalab.evaluation.evaluate", lambda model, *_, **settings: seen.append((model, settings)))
         monkeypatch.setattr(evaluate_command, "_print_scores", print)
         main(["evaluate", str(tmp_path / "net.safetensors")])
         flags = "--output-stride 16 --window 48 64 --overlap 0"
         main(["evaluate", str(tmp_path / "net.safetensors"), *flags.split()])
         assert [model.config.output_stride for model, _ in seen] == [8, 16]
-        assert [(s["window"], s["overlap"]) for _, s in seen] == [((32, 32), 0.5), ((48, 64), 0.0)]
+        assert [settings["views"] for _, settings in seen] == [
+            Views(window=(32, 32), overlap=0.5),
+            Views(window=(48, 64), overlap=0),
+        ]
 
     def test_data_with_other_classes(self, release: Path, camvid: Path, capsys: Capture) -> None:
         fails("evaluate", release, "--data", "camvid", "--split", "test", "--data-root", camvid)
@@ -296,7 +300,7 @@ class TestPredict:
         asked = []
 
         def spied(*arguments: Any, **options: Any) -> Any:
-            asked.append(options["flip"])
+            asked.append(options["views"].flip)
             return predict_with_confidence(*arguments, **options)
 
         monkeypatch.setattr("emalab.prediction.predict_with_confidence", spied)

@@ -18,11 +18,11 @@ from test_checkpoints import Evil
 from torch import Tensor
 
 from emalab.backbones import build_backbone
-from emalab.checkpoints import CheckpointError, load_segmenter, read_metadata, read_recipe
+from emalab.checkpoints import CheckpointError, read_metadata, read_recipe
 from emalab.cli import main
 from emalab.convert import load_mmseg, load_official, mmseg_recipe, official_recipe, read_mmseg, read_official
 from emalab.recipes import get_recipe
-from emalab.segmenter import EMAConfig, SegmenterConfig
+from emalab.segmenter import EMAConfig, Segmenter, SegmenterConfig
 
 SMALL = (1, 1, 1, 1)
 
@@ -317,7 +317,7 @@ class TestCommand:
     ) -> None:
         out = self.convert(small, tmp_path, "--output-stride", "16", "--multi-grid", "1")
         assert "net.safetensors: resnet50s, 21 classes" in capsys.readouterr().out
-        released, direct = load_segmenter(out), load_official(small, 16, (1,))
+        released, direct = Segmenter.from_pretrained(out), load_official(small, 16, (1,))
         recipe = read_recipe(out)
         assert released.config == direct.config == recipe.model
         assert recipe == official_recipe(direct)
@@ -333,7 +333,7 @@ class TestCommand:
         with pytest.raises(SystemExit) as stopped:
             self.convert(small, tmp_path, "--multi-grid", "1", "--data", "camvid")
         assert stopped.value.code == 1
-        assert "the network tells 21 classes apart, camvid has 11; name the data set" in capsys.readouterr().err
+        assert "the network predicts 21 classes, camvid has 11; name the data set" in capsys.readouterr().err
         assert not (tmp_path / "net.safetensors").exists()
 
     def test_something_else(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -351,7 +351,7 @@ class TestMmsegCommand:
         torch.save({"meta": {"CLASSES": ("road",), "iter": 80_000}, "state_dict": state, "optimizer": {}}, source)
         main(["convert", "mmseg", str(source), str(out), "--align-corners"])
         assert "net.safetensors: resnet50c, 19 classes" in capsys.readouterr().out
-        released, direct = load_segmenter(out), load_mmseg(read_mmseg(source), align_corners=True)
+        released, direct = Segmenter.from_pretrained(out), load_mmseg(read_mmseg(source), align_corners=True)
         assert released.config == direct.config
         assert read_recipe(out) == mmseg_recipe(direct)
         assert read_recipe(out).data.name == "cityscapes"
@@ -364,7 +364,7 @@ class TestMmsegCommand:
         torch.save({key: value.clone() for key, value in small_mmseg.items()}, tmp_path / "emanet.pth")
         with pytest.raises(SystemExit):
             main(["convert", "mmseg", str(tmp_path / "emanet.pth"), str(tmp_path / "a.safetensors"), "--data", "voc"])
-        assert "the network tells 19 classes apart, voc has 21; name the data set" in capsys.readouterr().err
+        assert "the network predicts 19 classes, voc has 21; name the data set" in capsys.readouterr().err
         assert not (tmp_path / "a.safetensors").exists()
 
 

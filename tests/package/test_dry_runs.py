@@ -78,16 +78,16 @@ def dry_run(recipe: Recipe, out: Path, options: RunOptions) -> tuple[list[float]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         train(recipe, out, options, train_data=data, eval_data=Blobs(spec, 2, (height, width)))
-    said = {f"{warning.category.__name__}: {warning.message}" for warning in caught}
-    return [line["loss"] for line in read_log(out) if "loss" in line], sorted(said)
+    texts = {f"{warning.category.__name__}: {warning.message}" for warning in caught}
+    return [line["loss"] for line in read_log(out) if "loss" in line], sorted(texts)
 
 
-def check(losses: list[float], said: list[str]) -> None:
+def check(losses: list[float], texts: list[str]) -> None:
     first, last = np.mean(losses[:5]), np.mean(losses[-5:])
-    print(f"loss {first:.3f} → {last:.3f}; warnings: {said or 'none'}")
+    print(f"loss {first:.3f} → {last:.3f}; warnings: {texts or 'none'}")
     assert len(losses) == STEPS
     assert last < first
-    assert [text for text in said if not any(re.search(pattern, text) for pattern in EXPLAINED)] == []
+    assert [text for text in texts if not any(re.search(pattern, text) for pattern in EXPLAINED)] == []
 
 
 @pytest.fixture

@@ -10,11 +10,14 @@ import torch.nn.functional as F
 from tiny import random_images, scenes, tiny_segmenter
 from torchvision import tv_tensors
 
+from emalab import evaluation
 from emalab.data import LabeledImages, Sample
 from emalab.data.shapes import POOLED
-from emalab.evaluation import _batches_of_one_size, evaluate, predict_probabilities
+from emalab.evaluation import _batches_of_one_size, evaluate
+from emalab.inference import predict_probabilities
 from emalab.metrics import SegmentationMetric
 from emalab.segmenter import Segmenter
+from emalab.views import Views
 
 
 class Sizes(LabeledImages):
@@ -48,7 +51,7 @@ class TestPredictProbabilities:
     def test_flip_averages_with_the_mirror_image(self, model: Segmenter) -> None:
         mirrored = model(self.images.flip(-1)).softmax(1).flip(-1)
         expected = (model(self.images).softmax(1) + mirrored) / 2
-        torch.testing.assert_close(predict_probabilities(model, self.images, flip=True), expected)
+        torch.testing.assert_close(predict_probabilities(model, self.images, Views(flip=True)), expected)
 
     def test_scales_average_probabilities_at_the_images_size(self, model: Segmenter) -> None:
         """Scales 0.5 and 1.5, mirrored too: the mean of four, each resized as logits."""
@@ -58,7 +61,7 @@ class TestPredictProbabilities:
             for view, undo in ((x, lambda p: p), (x.flip(-1), lambda p: p.flip(-1))):
                 logits = F.interpolate(model(view), (32, 40), mode="bilinear")
                 views.append(undo(logits.softmax(1)))
-        ours = predict_probabilities(model, self.images, (0.5, 1.5), flip=True)
+        ours = predict_probabilities(model, self.images, Views((0.5, 1.5), flip=True))
         torch.testing.assert_close(ours, torch.stack(views).mean(0))
 
     @pytest.mark.parametrize(("align_corners", "padded"), [(False, (36, 44)), (True, (37, 45))])
@@ -72,9 +75,9 @@ class TestPredictProbabilities:
         torch.testing.assert_close(predict_probabilities(model, images), expected)
 
     @pytest.mark.parametrize("scales", [(), (1.0, 0.0), (-1.0,)], ids=str)
-    def test_scales_that_are_none(self, model: Segmenter, scales: tuple[float, ...]) -> None:
+    def test_scales_that_are_none(self, scales: tuple[float, ...]) -> None:
         with pytest.raises(ValueError, match="scales must be positive factors, at least one; got"):
-            predict_probabilities(model, self.images, scales)
+            Views(scales)
 
 
 class TestEvaluate:
@@ -84,6 +87,18 @@ class TestEvaluate:
         for image, mask, _ in (scenes()[index] for index in range(6)):
             metric.update(model(image[None]), mask[None])
         assert evaluate(model, scenes()) == metric.compute()
+
+    def test_scales_and_flip_are_views(self, model: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[Views] = []
+        labels = torch.zeros(1, 64, 64, dtype=torch.uint8)
+        monkeypatch.setattr(evaluation, "predict_labels", lambda model, images, views: seen.append(views) or labels)
+        views = Views((0.5, 1.0), flip=True)
+        evaluate(model, scenes(1), [0.5, 1.0], True)
+        evaluate(model, scenes(1), views=views)
+        evaluate(model, scenes(1))
+        assert seen == [views, views, Views()]
+        with pytest.raises(ValueError, match=r"evaluate got scales \(1.0,\) and flip True beside Views.*put them into"):
+            evaluate(model, scenes(1), flip=True, views=views)
 
     @pytest.mark.parametrize("batch_size", [2, 3, 64])
     def test_batch_size_does_not_change_the_scores(self, model: Segmenter, batch_size: int) -> None:

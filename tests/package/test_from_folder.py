@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emalab.checkpoints import load_initial_weights
 from emalab.cli import main
 from emalab.data import DataError
+from emalab.initial_weights import load_initial_weights
 from emalab.recipes import recipe_from_dict, recipe_to_dict
 from emalab.recipes.from_folder import START, describe_recipe, recipe_for_folder
 from emalab.segmenter import build_segmenter
@@ -34,7 +34,7 @@ def quiet(_: str) -> None:
 
 def test_nothing_is_said(tmp_path: Path):
     lines: list[str] = []
-    recipe = recipe_for_folder(make(tmp_path / "my roofs"), "cpu", say=lines.append)
+    recipe = recipe_for_folder(make(tmp_path / "my roofs"), "cpu", report=lines.append)
     assert recipe.name == "my-roofs"
     assert (recipe.data.train_split, recipe.data.eval_split) == ("train", "val")
     assert recipe.data.crop_size == (48, 64)
@@ -52,13 +52,13 @@ def test_nothing_is_said(tmp_path: Path):
 
 
 def test_the_shipped_network_fits(tmp_path: Path):
-    recipe = recipe_for_folder(make(tmp_path / "roofs"), "cpu", say=quiet)
+    recipe = recipe_for_folder(make(tmp_path / "roofs"), "cpu", report=quiet)
     left_alone = load_initial_weights(build_segmenter(recipe.model), START)
     assert all(name.startswith("classifier.") for name in left_alone)
 
 
 def test_one_split_gives_a_tenth(tmp_path: Path):
-    recipe = recipe_for_folder(make(tmp_path / "roofs", split="all"), "cpu", say=quiet)
+    recipe = recipe_for_folder(make(tmp_path / "roofs", split="all"), "cpu", report=quiet)
     assert (recipe.data.train_split, recipe.data.eval_split) == ("all/kept", "all/held-out")
 
 
@@ -68,16 +68,16 @@ def test_splits_of_unusual_names(tmp_path: Path):
     for kind in ("images", "masks"):
         (tmp_path / "more" / kind / "south").rename(tmp_path / "roofs" / kind / "south")
     with pytest.raises(DataError, match=r"which of the splits north, south to train on is not clear: call one train"):
-        recipe_for_folder(tmp_path / "roofs", "cpu", say=quiet)
+        recipe_for_folder(tmp_path / "roofs", "cpu", report=quiet)
 
 
 @pytest.mark.parametrize(("count", "size", "device"), [(3, (40, 60), "cpu"), (30, (300, 500), "cpu")])
 def test_the_schedule_follows_from_the_images(tmp_path: Path, count: int, size: tuple[int, int], device: str):
-    recipe = recipe_for_folder(make(tmp_path / "roofs", count, size), "cpu", say=quiet)
+    recipe = recipe_for_folder(make(tmp_path / "roofs", count, size), "cpu", report=quiet)
     pixels = recipe.optim.iterations * recipe.optim.batch_size * np.prod(recipe.data.crop_size)
     assert recipe.optim.iterations == 100 or pixels <= 1e8
     assert max(recipe.data.crop_size) <= 192
-    for_gpu = recipe_for_folder(tmp_path / "roofs", "gpu", say=quiet)
+    for_gpu = recipe_for_folder(tmp_path / "roofs", "gpu", report=quiet)
     assert for_gpu.optim.iterations >= recipe.optim.iterations
     assert max(for_gpu.data.crop_size) <= 512
 
@@ -88,7 +88,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     make(Path("roofs"))
     short = ["--optim.iterations", "2", "--optim.batch-size", "2", "--optim.warmup", "0"]
     main(["train", "roofs", "--accelerator", "cpu", "--no-progress", *short])
-    said = capsys.readouterr().out
-    assert "\nroofs, unless flags say otherwise:\n  classes        background, object\n" in said
-    assert "single scale: " in said
+    reported = capsys.readouterr().out
+    assert "\nroofs, unless flags say otherwise:\n  classes        background, object\n" in reported
+    assert "single scale: " in reported
     assert Path("runs/roofs-seed0/last.pt").is_file()

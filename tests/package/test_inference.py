@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from emalab import inference
 from emalab.inference import predict_labels, predict_probabilities
 from emalab.segmenter import Segmenter
+from emalab.views import Views
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ class TestWindows:
     def test_logits_are_averaged_where_windows_overlap(self, model: Segmenter) -> None:
         """Windows of 24 pixels that share a third: every 16 pixels, and the last ones end with the image."""
         logits = self.by_hand(model, model.normalize(self.images), [0, 16], [0, 16, 28], 24)
-        ours = predict_probabilities(model, self.images, window=(24, 24))
+        ours = predict_probabilities(model, self.images, Views(window=(24, 24)))
         torch.testing.assert_close(ours, logits.softmax(1))
 
     def test_of_a_resized_and_mirrored_image(self, model: Segmenter) -> None:
@@ -48,7 +49,7 @@ class TestWindows:
         for view, undo in ((x, lambda p: p), (x.flip(-1), lambda p: p.flip(-1))):
             logits = self.by_hand(model, view, [0, 14, 28, 32], [0, 14, 28, 42, 50], 28)
             views.append(undo(F.interpolate(logits, (40, 52), mode="bilinear").softmax(1)))
-        ours = predict_probabilities(model, self.images, (1.5,), flip=True, window=(28, 28), overlap=0.5)
+        ours = predict_probabilities(model, self.images, Views((1.5,), True, (28, 28), overlap=0.5))
         torch.testing.assert_close(ours, torch.stack(views).mean(0))
 
     @pytest.mark.parametrize("align_corners", [False, True])
@@ -56,12 +57,12 @@ class TestWindows:
     def test_as_large_as_the_image_changes_nothing(self, align_corners: bool, window: tuple[int, int]) -> None:
         model = tiny_segmenter(align_corners=align_corners)
         whole = predict_probabilities(model, self.images)
-        assert torch.equal(predict_probabilities(model, self.images, window=window), whole)
+        assert torch.equal(predict_probabilities(model, self.images, Views(window=window)), whole)
 
     @pytest.mark.parametrize("scale", [0.5, 1.0, 4.0])
     @pytest.mark.parametrize("window", [(1, 3), (5, 7), (13, 4)], ids=str)
     def test_of_any_size_cover_every_pixel(self, model: Segmenter, window: tuple[int, int], scale: float) -> None:
-        probabilities = predict_probabilities(model, self.images[:1, :, :9, :11], (scale,), window=window, overlap=0.4)
+        probabilities = predict_probabilities(model, self.images[:1, :, :9, :11], Views((scale,), False, window, 0.4))
         torch.testing.assert_close(probabilities.sum(1), torch.ones(1, 9, 11))
 
     def test_of_mmsegmentations_cityscapes_protocol(self) -> None:
@@ -77,35 +78,35 @@ class TestWindows:
             ({"window": (24, 24), "overlap": -0.1}, "got -0.1"),
         ],
     )
-    def test_that_are_none(self, model: Segmenter, settings: dict[str, Any], message: str) -> None:
+    def test_that_are_none(self, settings: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            predict_probabilities(model, self.images, **settings)
+            Views(**settings)
 
 
 def test_labels_are_the_most_probable_classes(model: Segmenter) -> None:
     images = random_images(2, 3, 30, 41)
-    settings = {"scales": (0.75, 1.0), "flip": True, "window": (24, 24)}
-    labels = predict_labels(model, images, **settings)
+    views = Views((0.75, 1.0), flip=True, window=(24, 24))
+    labels = predict_labels(model, images, views)
     assert labels.dtype == torch.uint8
-    assert torch.equal(labels, predict_probabilities(model, images, **settings).argmax(1))
+    assert torch.equal(labels, predict_probabilities(model, images, views).argmax(1))
 
 
 @pytest.mark.parametrize("values", [1, 900])
 def test_height_of_strips_does_not_matter(model: Segmenter, values: int, monkeypatch: pytest.MonkeyPatch) -> None:
     images = random_images(2, 3, 30, 41)
-    settings = {"scales": (0.75, 1.5), "flip": True, "window": (24, 24)}
-    at_once = predict_probabilities(model, images, **settings)
+    views = Views((0.75, 1.5), flip=True, window=(24, 24))
+    at_once = predict_probabilities(model, images, views)
     monkeypatch.setattr(inference, "_STRIP_VALUES", values)
-    torch.testing.assert_close(predict_probabilities(model, images, **settings), at_once)
+    torch.testing.assert_close(predict_probabilities(model, images, views), at_once)
 
 
 def test_network_in_double_precision() -> None:
     """As Lightning Fabric runs it, with double as the default type."""
     model, images = tiny_segmenter(), random_images(1, 3, 30, 41)
-    expected = predict_probabilities(model, images, (1.0, 1.5))
+    expected = predict_probabilities(model, images, Views((1.0, 1.5)))
     torch.set_default_dtype(torch.float64)
     try:
-        ours = predict_probabilities(model.double(), images, (1.0, 1.5))
+        ours = predict_probabilities(model.double(), images, Views((1.0, 1.5)))
     finally:
         torch.set_default_dtype(torch.float32)
     torch.testing.assert_close(ours, expected)
@@ -142,9 +143,9 @@ def test_memory_grows_with_neither_classes_nor_scales(monkeypatch: pytest.Monkey
     monkeypatch.setattr(inference, "_STRIP_VALUES", 2**18)
     one_map = 171 * 256 * 256 * 4
     with Memory() as memory:
-        predict_labels(model, images, (1.0, 2.0), flip=True)
+        predict_labels(model, images, Views((1.0, 2.0), flip=True))
     coarse = 2 * (64**2 + 128**2) * 171 * 4
     assert coarse < memory.peak < coarse + 20e6 < one_map + 20e6
     with Memory() as memory:
-        predict_probabilities(model, images, (1.0, 2.0), flip=True)
+        predict_probabilities(model, images, Views((1.0, 2.0), flip=True))
     assert one_map < memory.peak < one_map + coarse + 20e6

@@ -13,11 +13,10 @@ from tiny import CPU, scenes, short_train, tiny_recipe, tiny_segmenter
 from emalab.checkpoints import (
     CheckpointError,
     export_segmenter,
-    load_initial_weights,
-    load_segmenter,
     save_training_state,
 )
 from emalab.evaluation import evaluate
+from emalab.initial_weights import load_initial_weights
 from emalab.recipes import EvalConfig, Recipe
 from emalab.segmenter import EMAConfig, Segmenter
 from emalab.trainer import Trainer, train
@@ -77,7 +76,7 @@ class TestRun:
         short_train(tiny_recipe(), tmp_path / "first")
         recipe = tiny_recipe(seed=3, init_from=str(tmp_path / "first/last.pt"))
         trainer = self.started(recipe, tmp_path / "second")
-        theirs = load_segmenter(tmp_path / "first/last.pt").state_dict()
+        theirs = Segmenter.from_pretrained(tmp_path / "first/last.pt").state_dict()
         assert all(torch.equal(value, theirs[key]) for key, value in trainer.model.state_dict().items())
         assert (trainer.iteration, trainer.optimizer.state_dict()["state"]) == (0, {})
 
@@ -131,7 +130,7 @@ class TestScoredStride:
         trainer = Trainer(self.recipe, tmp_path, CPU, eval_data=data)
         result = trainer.fit()
         assert (trainer.model.config.output_stride, trainer.scored.config.output_stride) == (16, 8)
-        fresh = load_segmenter(tmp_path / "last.pt")
+        fresh = Segmenter.from_pretrained(tmp_path / "last.pt")
         at_8, at_16 = evaluate(fresh.with_output_stride(8), data), evaluate(fresh, data)
         assert result.scores["single scale"].to_dict() == at_8.to_dict() != at_16.to_dict()
 

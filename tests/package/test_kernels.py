@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from einops import rearrange
 from packaging.version import Version
 from torch import Tensor
 
-from emalab.em import EMOutput, em_attention, em_attention_relu
+from emalab.choices import EMSettings
+from emalab.em import EMOutput, attend, em_attention
 from emalab.kernels import fused, fused_with_gradient, limit
 from emalab.kernels.plan import block, make_plan, pays
 from emalab.modules import EMAU
@@ -34,6 +36,11 @@ def problem(
     generator = torch.Generator().manual_seed(b + n + k + c)
     x = torch.randn(b, n, c, generator=generator)
     return x.to(device, dtype), F.normalize(torch.randn(k, c, generator=generator), dim=-1).to(device, dtype)
+
+
+def rectified(x: Tensor, bases: Tensor, **settings: Any) -> EMOutput:
+    """`em_attention` with the ReLU that follows it in the unit."""
+    return attend(x, bases, EMSettings(relu=True, **settings))
 
 
 def difference(ours: EMOutput, exact: EMOutput) -> float:
@@ -113,8 +120,8 @@ class TestLimits:
 class TestRelu:
     def test_torch_path(self) -> None:
         x, bases = problem(2, 30, 4, 8)
-        plain, rectified = em_attention(x, bases), em_attention_relu(x, bases)
-        torch.testing.assert_close(rectified.reconstruction, plain.reconstruction.relu(), rtol=0, atol=0)
+        plain, relu = em_attention(x, bases), rectified(x, bases)
+        torch.testing.assert_close(relu.reconstruction, plain.reconstruction.relu(), rtol=0, atol=0)
         assert (plain.reconstruction < 0).any()
 
     def test_unit(self) -> None:
@@ -167,7 +174,7 @@ class TestInterpreted:
         from emalab.kernels._launch import launch
 
         x, bases = problem(*shape, dtype)
-        exact = em_attention_relu(x.double(), bases.double(), scale=0.5)
+        exact = rectified(x.double(), bases.double(), scale=0.5)
         plan = make_plan(*shape, dtype, 1)
         if launches == "many":
             plan = replace(plan, programs=3, block_n=16, one_launch=False)
@@ -260,7 +267,7 @@ class TestInterpreted:
         found = []
         for backend in ("triton", "torch"):
             x, bases = (t.requires_grad_() for t in problem(2, 20, 4, 6))
-            result = em_attention_relu(x, bases, grad=grad, backend=backend)
+            result = rectified(x, bases, grad=grad, backend=backend)
             loss = result.reconstruction.square().sum() + result.bases.sum() + result.responsibilities.square().sum()
             of_x, of_bases = torch.autograd.grad(loss, (x, bases), create_graph=True, allow_unused=True)
             (second,) = torch.autograd.grad(of_x.square().sum(), x)
@@ -282,11 +289,11 @@ class TestInterpreted:
     def test_compiles_in_one_graph(self) -> None:
         x, bases = problem(1, 20, 4, 6)
         attend = torch.compile(
-            lambda x: em_attention_relu(x, bases, backend="triton").reconstruction + 1,
+            lambda x: rectified(x, bases, backend="triton").reconstruction + 1,
             fullgraph=True,
             backend="aot_eager",
         )
-        expected = em_attention_relu(x, bases, backend="torch").reconstruction + 1
+        expected = rectified(x, bases, backend="torch").reconstruction + 1
         torch.testing.assert_close(attend(x), expected)
 
     def test_autocast(self) -> None:
@@ -358,8 +365,8 @@ class TestOnGPU:
 
     def test_compile(self) -> None:
         x, bases = problem(2, 400, 64, 256, torch.bfloat16, GPU)
-        attend = torch.compile(lambda x: em_attention_relu(x, bases).reconstruction * 2, fullgraph=True)
-        assert torch.equal(attend(x), em_attention_relu(x, bases).reconstruction * 2)
+        compiled = torch.compile(lambda x: rectified(x, bases).reconstruction * 2, fullgraph=True)
+        assert torch.equal(compiled(x), rectified(x, bases).reconstruction * 2)
 
     def test_two_streams(self) -> None:
         x, bases = problem(16, 1089, 64, 512, torch.bfloat16, GPU)

@@ -155,7 +155,7 @@ class TestEMAU:
             ({"num_bases": 0}, "num_bases.*at least 1; got 8, 0"),
             ({"num_iters": -1}, "num_iters.*at least 1; got 8, 64 and -1"),
             ({"norm": "L2"}, "norm must be one of.*'L2'"),
-            ({"grad": "all"}, "grad one of.*'all'"),
+            ({"grad": "all"}, "grad must be one of.*'all'"),
             ({"maintenance": "ema"}, "maintenance must be one of.*'ema'"),
             ({"momentum": 2.0}, r"\[0, 1\], got 2.0"),
             ({"renormalize": "l2"}, "renormalize must be one of.*'l2'"),

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from tiny import tiny_segmenter
 from torch import nn
 
-from emalab.architecture import ContextName, EMAConfig
 from emalab.optim import cross_entropy, parameter_groups, poly_lr
 from emalab.recipes import OptimConfig
+from emalab.segmenter_config import ContextName, EMAConfig
 
 
 class TestPolyLR:

@@ -14,9 +14,10 @@ from PIL import Image
 from tiny import random_images, tiny_segmenter
 
 from emalab.data import DataError, open_image
-from emalab.evaluation import predict_probabilities
+from emalab.inference import predict_probabilities
 from emalab.prediction import predict, predict_with_confidence
 from emalab.segmenter import Segmenter
+from emalab.views import SINGLE_SCALE, Views
 
 
 @pytest.fixture(scope="module")
@@ -45,27 +46,27 @@ class TestLabels:
         logits = F.interpolate(model.coarse_logits(padded), extent, mode="bilinear")
         logits = logits[..., : pixels.shape[-2], : pixels.shape[-1]]
         expected = F.interpolate(logits, size, mode="bilinear").softmax(1)[0]
-        labels, confidence = predict_with_confidence(model, image, max_side=80, flip=False)
+        labels, confidence = predict_with_confidence(model, image, max_side=80, views=SINGLE_SCALE)
         assert (labels.shape, labels.dtype, confidence.dtype) == (size, np.uint8, np.float32)
         given = expected.gather(0, torch.from_numpy(labels).long()[None])[0]
         assert (expected.max(0).values - given).max() < 1e-5  # the largest probability, up to rounding
         torch.testing.assert_close(torch.from_numpy(confidence), given, rtol=0, atol=1e-5)
 
     def test_windows_are_those_of_evaluation(self, model: Segmenter) -> None:
-        image = photo(90, 130)
+        image, views = photo(90, 130), Views((1.0, 1.5), True, (48, 64), 0.5)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
         with torch.inference_mode():
-            expected = predict_probabilities(model, pixels, (1.0, 1.5), True, window=(48, 64), overlap=0.5)[0].amax(0)
-        found = predict_with_confidence(model, image, scales=(1.0, 1.5), window=(48, 64), overlap=0.5)
+            expected = predict_probabilities(model, pixels, views)[0].amax(0)
+        found = predict_with_confidence(model, image, views=views)
         torch.testing.assert_close(torch.from_numpy(found.confidence), expected)
 
     def test_a_large_photograph_is_seen_in_windows(self, model: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
         seen: list[torch.Size] = []
         hook = model.backbone.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[-2:]))
         with hook:
-            predict(model, photo(1100, 1200), flip=False)
+            predict(model, photo(1100, 1200), views=SINGLE_SCALE)
             assert seen == [(1100, 1200)]
-            predict(model, photo(1100, 1400), flip=False)
+            predict(model, photo(1100, 1400), views=SINGLE_SCALE)
         assert set(seen[1:]) == {(1024, 1024)}
 
     def test_a_small_photograph_is_not_enlarged_for_the_network(self, model: Segmenter) -> None:
@@ -171,7 +172,7 @@ def test_memory_is_bounded_by_the_photograph(tmp_path: Path) -> None:
     predict(model, photo())
     Path("/proc/self/clear_refs").write_text("5")
     before = peak_memory()
-    assert predict(model, tmp_path / "large.jpg", flip=False, overlap=0).shape == (2000, 2000)
+    assert predict(model, tmp_path / "large.jpg", views=Views(overlap=0)).shape == (2000, 2000)
     assert peak_memory() - before < 600  # MB; coarse logits are 67, a strip and its probabilities 200
 
 

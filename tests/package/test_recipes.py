@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from emalab.data import get_spec
+from emalab.data.scene_settings import SceneSettings
 from emalab.optim import poly_lr
 from emalab.recipes import (
     DataConfig,
@@ -143,6 +144,15 @@ def test_a_recipe_from_before_a_field_existed() -> None:
     assert recipe_from_dict(stored) == get_recipe("shapes-tiny")
 
 
+def test_settings_of_scenes_from_before_they_had_fields() -> None:
+    stored = recipe_to_dict(get_recipe("shapes-tiny"))
+    del stored["data"]["scenes"]
+    stored["data"]["name"] = "shapes-pooled:spread=40,spacing=12"
+    data = recipe_from_dict(stored).data
+    assert (data.name, data.scenes) == ("shapes-pooled", SceneSettings(spread=40.0, spacing=12))
+    assert recipe_from_dict(recipe_to_dict(recipe_from_dict(stored))) == recipe_from_dict(stored)
+
+
 def test_heads_differ_in_nothing_but_the_context() -> None:
     """So that a comparison of their scores is one of the heads. On real data each has the rate that suits it best."""
     suffixes = {"-fcn": "none", "-non-local": "non_local", "-deeplab-v3": "deeplab_v3", "-psp": "psp"}
@@ -178,6 +188,9 @@ def test_unknown_name_suggests_the_nearest(typed: str, meant: str) -> None:
         ({"model": {"ema": {"norm": "l1"}}}, "recipe.model.ema.norm must be one of l2, layer, none; got 'l1'"),
         ({"precision": 32}, "recipe.precision must be one of 32-true, .*; got 32"),
         ({"published": [{"score": 1.0, "by": "me"}]}, r"recipe.published\[0\] has no field 'by'"),
+        ({"data": {"name": "shapes-far:shft=3"}}, "recipe.data.scenes has no field 'shft'; fields are size, spacing"),
+        ({"data": {"name": "shapes-far:gap=wide"}}, "recipe.data.name: 'wide' is no number for 'gap'"),
+        ({"data": {"name": "shapes-far:gap=0.5"}}, "recipe.data.scenes.gap must be a whole number; got 0.5"),
         ({"data": "voc"}, "recipe.data must be an object with the fields name, .*; got 'voc'"),
     ],
 )

@@ -21,8 +21,8 @@ from emalab.cli import main
 from emalab.files import CannotWriteError, write_atomically
 from emalab.interruption import Interrupted, Interruption
 from emalab.results import read_record
+from emalab.run_folder import RunBusyError, RunFolder
 from emalab.runlog import RunLog, read_log
-from emalab.runs import RunBusyError, RunFolder
 from emalab.trainer import Trainer
 
 TRAIN = ["train", "shapes-tiny", "--accelerator", "cpu", "--no-progress", "--log-every", "1"]
@@ -247,7 +247,7 @@ def test_when_one_of_two_processes_dies(dies: str, tmp_path: Path) -> None:
 
 
 def test_processes_with_different_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("emalab.trainer.of_all_ranks", lambda value: [value, ("others", value[1])])
+    monkeypatch.setattr("emalab.run_checks.of_all_ranks", lambda value: [value, ("others", value[1])])
     with pytest.raises(ValueError, match="processes of this run read different data as shapes-pooled"):
         short_train(tiny_recipe(), tmp_path / "run")
 

@@ -24,13 +24,13 @@ from study_workers import Blocked, Instant, Mortal, Unusable, append
 from tiny import scenes, tiny_recipe
 from waiting import wait_until
 
-from emalab.checkpoints import load_segmenter
 from emalab.cli import main
 from emalab.data import DataError, load_dataset
 from emalab.data.memory import InMemory
 from emalab.evaluation import evaluate
 from emalab.recipes import Recipe, get_recipe, recipe_from_dict
-from emalab.studies import Cell, Study, StudyFolder, StudyOptions, execution, family, job, override, run_study
+from emalab.segmenter import Segmenter
+from emalab.studies import Cell, Study, StudyFolder, StudyOptions, family, job, override, run_study, training
 from emalab.studies.folder import CorruptRecordError
 from emalab.studies.job import Board, Job
 from emalab.studies.runner import Outcome, make_plan
@@ -57,19 +57,19 @@ def tiny_study(*cells: Cell, iterations: int = 2) -> Study:
 @pytest.fixture(autouse=True)
 def _few_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Six scenes to learn from and to be scored on: the same for every run in this process."""
-    monkeypatch.setattr(execution, "load_dataset", lambda name, split, root: scenes(6, split))
+    monkeypatch.setattr(training, "load_dataset", lambda name, split, *_: scenes(6, split))
 
 
-class Said(list[str]):
-    """What a study says."""
+class Lines(list[str]):
+    """The lines that a study reports."""
 
     def __call__(self, line: str) -> None:
         self.append(line)
 
 
-def run_tiny(study: Study, out: Path, **options: Any) -> tuple[Outcome, Said]:
-    said = Said()
-    return run_study(study, out, replace(CPU, **options), said), said
+def run_tiny(study: Study, out: Path, **options: Any) -> tuple[Outcome, Lines]:
+    lines = Lines()
+    return run_study(study, out, replace(CPU, **options), lines), lines
 
 
 def names(folder: Path) -> list[str]:
@@ -132,14 +132,14 @@ class TestRuns:
     def test_records_everything_once(self, tmp_path: Path) -> None:
         at_test = {"T=3": {"model.ema.num_iters": 3}, "T=9": {"model.ema.num_iters": 9}}
         study = tiny_study(Cell("base", evaluations=at_test, seeds=2), Cell("frozen", FROZEN, seeds=1), iterations=30)
-        outcome, said = run_tiny(study, tmp_path, keep_weights=True, commit="abc")
+        outcome, lines = run_tiny(study, tmp_path, keep_weights=True, commit="abc")
         expected = ["tiny-seed0", "tiny-maintenance-frozen-seed0", "tiny-seed1"]
         assert outcome.finished == expected
-        assert [line.split()[:2] for line in said] == [[f"{i}/3", f"{name}:"] for i, name in enumerate(expected, 1)]
+        assert [line.split()[:2] for line in lines] == [[f"{i}/3", f"{name}:"] for i, name in enumerate(expected, 1)]
         record = json.loads((tmp_path / "records" / "tiny-seed0.json").read_text())
         assert recipe_from_dict(record["recipe"]) == study.runs()[0].recipe
         assert record["evaluations"]["T=3"] == record["scores"]["single scale"]
-        model = load_segmenter(tmp_path / "weights" / "tiny-seed0.pt")
+        model = Segmenter.from_pretrained(tmp_path / "weights" / "tiny-seed0.pt")
         model.context.num_iters = 9
         assert record["evaluations"]["T=9"] == evaluate(model, scenes(6)).to_dict() != record["evaluations"]["T=3"]
         assert (record["study"], record["cell"], record["commit"], record["changes"]) == ("tiny", "base", "abc", {})
@@ -154,7 +154,7 @@ class TestRuns:
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """`emalab train --from-record`: the same recipe and seed, the same score."""
-        monkeypatch.setattr(execution, "load_dataset", load_dataset)
+        monkeypatch.setattr(training, "load_dataset", load_dataset)
         study = tiny_study(Cell("base", seeds=2))
         run_tiny(study, tmp_path, commit="abc")
         path = tmp_path / "records" / "tiny-seed1.json"
@@ -175,10 +175,10 @@ class TestRuns:
             trainers.append(weakref.ref(trainer))
             return trainer
 
-        monkeypatch.setattr(execution, "Trainer", remembered)
+        monkeypatch.setattr(training, "Trainer", remembered)
         threads = []
         for seed in (0, 1):
-            trainings = execution.Trainings(StudyFolder(tmp_path / str(seed)), CPU)
+            trainings = training.Trainings(StudyFolder(tmp_path / str(seed)), CPU)
             assert "diverged" not in trainings(tiny_study().runs()[0])
             threads.append(len(list(Path("/proc/self/task").glob("*"))))
         gc.collect()
@@ -187,9 +187,9 @@ class TestRuns:
 
     def test_a_diverging_run_is_a_result(self, tmp_path: Path) -> None:
         study = tiny_study(Cell("base", seeds=1), Cell("wild", {"optim.lr": 1e30}, seeds=1))
-        outcome, said = run_tiny(study, tmp_path)
+        outcome, lines = run_tiny(study, tmp_path)
         assert outcome.diverged == ["tiny-lr-1e-30-seed0"]
-        assert said[1] == "2/2 tiny-lr-1e-30-seed0: diverged, which is a result"
+        assert lines[1] == "2/2 tiny-lr-1e-30-seed0: diverged, which is a result"
         record = json.loads((tmp_path / "records" / "tiny-lr-1e-30-seed0.json").read_text())
         assert "the loss became" in record["diverged"]
         assert record["scores"] == {}
@@ -208,9 +208,9 @@ class TestRuns:
 
         with monkeypatch.context() as patched:
             patched.setattr(Trainer, "fit", breaks)
-            outcome, said = run_tiny(study, tmp_path)
+            outcome, lines = run_tiny(study, tmp_path)
         assert (outcome.failed, len(outcome.finished)) == (["tiny-seed0"], 3)
-        assert "failed: RuntimeError: a loose cable" in said[0]
+        assert "failed: RuntimeError: a loose cable" in lines[0]
         failure = tmp_path / "failures" / "tiny-seed0.txt"
         assert "in breaks" in failure.read_text()
         folder = StudyFolder(tmp_path)
@@ -224,13 +224,13 @@ class TestRuns:
         """It loses the run that it meets, even its failure report, and nothing else."""
 
         with monkeypatch.context() as patched:
-            for module, name in ((execution, "write_record"), (job, "write_atomically")):
+            for module, name in ((training, "write_record"), (job, "write_atomically")):
                 write = getattr(module, name)
                 patched.setattr(module, name, lambda path, content, write=write: full_or(write, path, content))
-            outcome, said = run_tiny(tiny_study(), tmp_path)
+            outcome, lines = run_tiny(tiny_study(), tmp_path)
         assert (outcome.failed, len(outcome.finished)) == (["tiny-seed0"], 3)
-        assert "No space left on device" in said[0]
-        assert "failures/tiny-seed0.txt cannot be written either" in said[0]
+        assert "No space left on device" in lines[0]
+        assert "failures/tiny-seed0.txt cannot be written either" in lines[0]
         assert len(names(tmp_path / "records")) == 3
         assert names(tmp_path / "running") == names(tmp_path / "failures") == []
 
@@ -249,10 +249,10 @@ class TestRuns:
                 folder.read(study.runs()[0])
             assert folder.corrupt(study)[0] == "tiny-seed0.json"
             assert len(folder.records(study)) == 1
-        outcome, said = run_tiny(study, tmp_path)
+        outcome, lines = run_tiny(study, tmp_path)
         assert outcome.finished == ["tiny-seed0"]
-        assert "tiny-seed0.json is not a record" in said[0]
-        assert "it is now tiny-seed0.json.corrupt, and the run is made again" in said[0]
+        assert "tiny-seed0.json is not a record" in lines[0]
+        assert "it is now tiny-seed0.json.corrupt, and the run is made again" in lines[0]
         assert StudyFolder(tmp_path).corrupt(study) == ["tiny-seed0.json.corrupt"]
         assert whole.read_bytes() == kept
 
@@ -352,9 +352,9 @@ class TestProcesses:
         assert failure == (
             "tiny-seed0 was lost: its process was killed by SIGKILL; did the machine run out of memory?\n"
         )
-        told = lines.read_text().splitlines()
-        assert told[0] == f"1/4 tiny-seed0: failed: {failure.strip()}"
-        assert [line.split(":")[0] for line in told[1:]] == [
+        reported = lines.read_text().splitlines()
+        assert reported[0] == f"1/4 tiny-seed0: failed: {failure.strip()}"
+        assert [line.split(":")[0] for line in reported[1:]] == [
             *("2/4 tiny-maintenance-frozen-seed0", "3/4 tiny-seed1", "4/4 tiny-maintenance-frozen-seed1")
         ]
 
@@ -545,7 +545,7 @@ class TestCommand:
 
         def run(*_: object) -> None:
             signal.raise_signal(signal.SIGTERM)
-            pytest.fail("the signal was not heard")
+            pytest.fail("the signal was not received")
 
         monkeypatch.setattr("emalab.commands.study.run_study", run)
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

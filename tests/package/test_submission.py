@@ -24,6 +24,7 @@ from emalab.data.coco_stuff import COCO_STUFF_164K, IDS
 from emalab.inference import predict_labels
 from emalab.segmenter import Segmenter
 from emalab.submission import coco_stuff_results, write_submission
+from emalab.views import Views
 
 FOLDER = Path("results/VOC2012/Segmentation/comp6_test_cls")
 
@@ -80,10 +81,10 @@ class TestVOC:
             assert tar.getnames() == ["results/VOC2012/Segmentation/comp6_val_cls/v0.png"]
 
     def test_how_to_predict_is_asked_for(self, model: Segmenter, voc: Path, tmp_path: Path) -> None:
-        data, settings = load_images("voc", "test", voc), {"scales": (0.5, 1.0), "flip": True, "window": (16, 16)}
-        write_submission(model, data, "test", tmp_path, **settings)
+        data, views = load_images("voc", "test", voc), Views((0.5, 1.0), flip=True, window=(16, 16))
+        write_submission(model, data, "test", tmp_path, views)
         with Image.open(tmp_path / FOLDER / "2008_000011.png") as png:
-            expected = predict_labels(model, data.image(1)[0][None], **settings)[0].numpy()
+            expected = predict_labels(model, data.image(1)[0][None], views)[0].numpy()
             np.testing.assert_array_equal(np.asarray(png), expected)
 
     def test_the_test_split_cannot_be_scored(self, voc: Path) -> None:

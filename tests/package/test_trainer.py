@@ -30,7 +30,7 @@ from torch.utils.tensorboard import SummaryWriter
 from waiting import HANGS, wait_until
 
 from emalab import checkpoints, results
-from emalab.checkpoints import CheckpointError, load_segmenter, load_training_state, named_tensors
+from emalab.checkpoints import CheckpointError, load_training_state, named_tensors
 from emalab.cli import main
 from emalab.data import Sample
 from emalab.data.shapes import PooledScenes, ShapesDataset
@@ -38,6 +38,7 @@ from emalab.optim import cross_entropy, poly_lr
 from emalab.recipes import EvalConfig, Recipe, recipe_from_dict
 from emalab.results import load_records, read_record
 from emalab.runlog import RunLog, read_log
+from emalab.segmenter import Segmenter
 from emalab.trainer import Trainer, TrainingDivergedError, TrainResult, train
 
 
@@ -156,7 +157,7 @@ class TestRun:
         trained = result.model.state_dict()
         assert not result.model.training
         for name in ("last.pt", "best.pt"):
-            loaded = load_segmenter(folder / name).state_dict()
+            loaded = Segmenter.from_pretrained(folder / name).state_dict()
             assert all(torch.equal(value, loaded[key]) for key, value in trained.items())
 
     def test_log_has_loss_and_schedule(self, finished: tuple[Path, TrainResult]) -> None:
@@ -239,7 +240,7 @@ class TestResume:
         resumed = short_train(recipe, tmp_path / "stopped", resume=True)
         assert_same(tmp_path / "stopped", tmp_path / "whole")
         assert resumed.scores == whole.scores
-        loaded = load_segmenter(tmp_path / "stopped" / "last.pt")
+        loaded = Segmenter.from_pretrained(tmp_path / "stopped" / "last.pt")
         assert torch.equal(loaded.auxiliary[2].weight, whole.model.auxiliary[2].weight)
 
     def test_a_full_disk_leaves_the_last_checkpoint(

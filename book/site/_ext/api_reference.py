@@ -18,12 +18,13 @@ MARKER = "<!-- every public module -->"
 # Reading order: the mathematics first, the shells around it after. Modules not named here follow.
 READING_ORDER = [
     *("em", "kernels", "bases", "modules", "fastops"),
-    *("architecture", "backbones", "segmenter"),
+    *("segmenter_config", "backbones", "contexts", "segmenter"),
     *("data", "recipes"),
     *(
         "optim",
         "trainer",
         "runlog",
+        "views",
         "inference",
         "evaluation",
         "metrics",

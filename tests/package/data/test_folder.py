@@ -359,7 +359,7 @@ def test_from_check_to_prediction(root: Path, monkeypatch: pytest.MonkeyPatch, c
         return capsys.readouterr().err
 
     report = run("data", "check", "roofs/", "--preview", "look.png")
-    assert report.startswith("roofs/: train 2, val 1\npixels in %   train     val\nground ")
+    assert report.startswith("roofs/: train 2, val 1\npixels in %  train    val\nground ")
     assert report.endswith("everything is in order\nwrote look.png\n")
     with Image.open("look.png") as preview:
         assert preview.size == (640, 2 * 240)

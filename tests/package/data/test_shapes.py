@@ -1,5 +1,5 @@
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from emalab.backbones import TinyBackbone
 from emalab.data import DataError, get_spec, load_dataset
+from emalab.data.scene_settings import SceneSettings
 from emalab.data.shapes import SPLIT_SIZES, FarScenes, PooledScenes, Scene, ShapesDataset, labeled_shapes, scenes_of
 from emalab.recipes import get_recipe, recipe_names
 
@@ -27,31 +28,36 @@ def best_accuracy(scenes: PooledScenes | FarScenes, window: int | None) -> float
     return float(np.mean([scenes.bayes_accuracy(dataset.scene(index), window) for index in range(20)]))
 
 
-# ---- Names with dials ----
+# ---- Settings ----
 
 
-def test_a_name_sets_dials():
+def test_settings_make_other_scenes():
     assert scenes_of("shapes-pooled") == PooledScenes()
-    assert scenes_of("shapes-pooled:spread=40,spacing=12") == PooledScenes(spread=40.0, spacing=12)
-    name = "shapes-far:gap=6"
+    assert scenes_of("shapes-pooled", SceneSettings(spread=40, spacing=12)) == PooledScenes(spread=40, spacing=12)
     expected = ShapesDataset(FarScenes(gap=6), "val")[3]
-    assert torch.equal(load_dataset(name, "val")[3].image, expected.image)
-    assert get_spec(name).name == "shapes-far"
+    assert torch.equal(load_dataset("shapes-far", "val", scenes=SceneSettings(gap=6))[3].image, expected.image)
+    assert not torch.equal(load_dataset("shapes-far", "val")[3].image, expected.image)
+
+
+def test_every_setting_belongs_to_scenes():
+    assert {field.name for kind in (PooledScenes, FarScenes) for field in fields(kind)} == {
+        field.name for field in fields(SceneSettings)
+    }
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"),
+    ("name", "settings", "reason"),
     [
-        ("shapes-near", "no data set 'shapes-near'; did you mean 'shapes-far'"),
-        ("shapes-far:shift=3", "shapes-far has no dial 'shift'; it has size, spacing, key_size, gap, grain"),
-        ("shapes-far:gap", "'' is no int for the dial gap"),
-        ("shapes-pooled:spread=wide", "'wide' is no float for the dial spread"),
-        ("shapes-pooled:grain=-1", "grain is -1.0; it must not be negative"),
+        ("shapes-near", {}, "no data set 'shapes-near'; did you mean 'shapes-far'"),
+        ("shapes-far:gap=6", {}, "no data set 'shapes-far:gap=6'; say shapes-far, and set its scenes: --data.scenes"),
+        ("shapes-far", {"shift": 3}, "shapes-far has no setting 'shift'; it has size, spacing, key_size, gap, grain"),
+        ("shapes-pooled", {"grain": -1.0}, "grain is -1.0; it must not be negative"),
+        ("voc", {"grain": 3.0}, "voc has no scenes to set grain of; shapes-pooled and shapes-far have"),
     ],
 )
-def test_names_that_mean_nothing(name, reason):
+def test_settings_that_mean_nothing(name, settings, reason):
     with pytest.raises(DataError, match=re.escape(reason)):
-        load_dataset(name, "val")
+        load_dataset(name, "train", scenes=SceneSettings(**settings))
 
 
 # ---- The data set ----

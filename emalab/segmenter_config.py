@@ -48,7 +48,7 @@ class SegmenterConfig:
     """Everything that decides the architecture, and nothing else."""
 
     num_classes: int = 21
-    """Classes that the network tells apart, without the ignored label."""
+    """Classes that the network predicts, without the ignored label."""
     backbone: str = "resnet50"
     """A timm network, or "tiny" for generated scenes."""
     backbone_weights: str | None = None

@@ -15,9 +15,10 @@ import torch
 
 from emalab.data import load_dataset
 from emalab.data.memory import InMemory
+from emalab.data.scene_settings import SceneSettings
 from emalab.evaluation import evaluate
 from emalab.metrics import SegmentationScores
-from emalab.recipes import EvalConfig, Recipe
+from emalab.recipes import DataConfig, EvalConfig, Recipe
 from emalab.results import make_record, write_record
 from emalab.runlog import read_log
 from emalab.segmenter import SegmenterConfig
@@ -45,16 +46,16 @@ class Datasets:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        self._splits: dict[tuple[str, str], InMemory] = {}
+        self._splits: dict[tuple[str, str, SceneSettings], InMemory] = {}
 
-    def load(self, name: str, split: str) -> InMemory:
+    def load(self, data: DataConfig, split: str) -> InMemory:
         """The samples of one split; errors as in `load_dataset` and on access to its files."""
-        if (name, split) not in self._splits:
-            dataset = InMemory(load_dataset(name, split, self.root))
+        key = (data.name, split, data.scenes)
+        if key not in self._splits:
+            self._splits[key] = InMemory(load_dataset(data.name, split, self.root, data.scenes))
             if self.threads:
-                dataset.fill(self.threads)
-            self._splits[name, split] = dataset
-        return self._splits[name, split]
+                self._splits[key].fill(self.threads)
+        return self._splits[key]
 
 
 class Trainings:
@@ -125,8 +126,8 @@ def _train(run: Run, workspace: Path, options: RunOptions, datasets: Datasets) -
         recipe,
         workspace,
         options,
-        datasets.load(data.name, data.train_split),
-        datasets.load(data.name, data.eval_split),
+        datasets.load(data, data.train_split),
+        datasets.load(data, data.eval_split),
     )
     device = trainer.fabric.device
     origin = {"study": run.study, "cell": run.cell.label, "changes": dict(run.cell.changes)}
@@ -177,17 +178,14 @@ def score_further(
     results: dict[str, SegmentationScores] = {}
     for label, changes in evaluations.items():
         model, config = wanted = _as_scored(override(trainer.recipe, changes))
-        if wanted == own and config.scales == (1.0,) and not config.flip:
+        if wanted == own and config.views == config.views.single_scale():
             results[label] = scores
             continue
         with trainer.fabric.autocast():
             results[label] = evaluate(
                 trainer.model.with_config(model),
                 trainer.eval_data,
-                config.scales,
-                config.flip,
-                window=config.window,
-                overlap=config.overlap,
+                views=config.views,
                 batch_size=config.batch_size,
             )
     return results
