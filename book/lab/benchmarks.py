@@ -23,6 +23,7 @@ from emalab.data.spec import DatasetSpec
 from emalab.inference import predict_labels
 from emalab.options import run_folder
 from emalab.recipes import Recipe
+from emalab.views import SINGLE_SCALE, Views
 from lab import miniature
 
 __all__ = [
@@ -196,11 +197,13 @@ def _flat(nested: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     return flat
 
 
-def predicted_by(model: Segmenter, image: Tensor, **views: Any) -> Tensor:
+def predicted_by(
+    model: Segmenter, image: Tensor, views: Views = SINGLE_SCALE
+) -> Tensor:
     """Labels (h, w) on the CPU of an image (3, h, w); `views` as in `emalab.inference.predict_labels`."""
     batch = image.as_subclass(Tensor)[None].to(model.normalize.mean.device)
     with torch.inference_mode():
-        return predict_labels(model, batch, **views)[0].cpu()
+        return predict_labels(model, batch, views)[0].cpu()
 
 
 def confusions(
