@@ -203,6 +203,8 @@ class TestInteractive:
         cells = [cell.source for path in BOOK.glob("*.ipynb") for cell in nbformat.read(path, 4).cells]
         shown = {name for source in cells for name in re.findall(r'^interactive\(\n\s+"(.*)",', source, re.MULTILINE)}
         assert "{live-figure}" in (BOOK / "index.md").read_text()
+        placed = {name for source in cells for name in re.findall(r"^explorers\.(\w+)\(\)", source, re.MULTILINE)}
+        assert placed == set(explorers.__all__)
         assert shown | {"landing", *EXPLORERS} == set(interactive.FIGURES)
 
     def test_the_landing_page_has_its_own_data(self):
