@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from emalab import EMAU, em_attention, get_recipe, load_official
 from emalab.bases import MovingAverage
+from emalab.choices import Renormalize
 from emalab.optim import cross_entropy, parameter_groups, poly_lr
 from lab.recordings import REFERENCE, image, label, state_dict
 
@@ -35,7 +36,7 @@ def recording(name: str) -> dict[str, Tensor]:
         return {key: torch.from_numpy(arrays[key]) for key in kept}
 
 
-def five_batches(rule: str) -> Tensor:
+def five_batches(rule: Renormalize) -> Tensor:
     """Stored bases at the start and after each of the five recorded batches: (6, k, c)."""
     recorded, maintenance = recording("bases_momentum"), MovingAverage(0.9, rule)
     history = [rearrange(recorded["mu0"], "1 c k -> k c")]
