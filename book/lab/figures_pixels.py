@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from einops import rearrange
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike, NDArray
@@ -60,7 +59,7 @@ def show(axes: Axes, picture: ArrayLike, title: str = "") -> None:
 def legend(figure: Figure, spec: DatasetSpec) -> None:
     """Classes and their colors, below a figure."""
     pairs = zip(spec.classes, spec.palette, strict=True)
-    patches = [Patch(facecolor=to_hex(np.array(c) / 255), label=name) for name, c in pairs]
+    patches = [Patch(facecolor="#" + bytes(c).hex(), label=name) for name, c in pairs]
     patches.append(Patch(facecolor="white", edgecolor="gray", label="ignored"))
     figure.legend(handles=patches, loc="outside lower center", ncols=6)
 
