@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from emalab.choices import Backend, EMSettings, Grad
-from emalab.kernels.plan import MAX_BASES, MAX_CHANNELS, pays
+from emalab.kernels.plan import HOPPER, MAX_BASES, MAX_CHANNELS, device_limits, pays
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -61,7 +61,7 @@ def _serves(x: Tensor, bases: Tensor, scale: float | Tensor, grad: Grad, backend
         if not x.is_cuda or (grad != "stop" and torch.is_grad_enabled() and (x.requires_grad or bases.requires_grad)):
             return False
         x, (k, c) = _autocast(x), bases.shape[-2:]
-        return limit(x, bases) is None and pays(k, c, x.dtype)
+        return limit(x, bases) is None and pays(k, c, x.dtype) and _timed_here(x.device.index or 0)
     if backend == "triton" and (reason := limit(_autocast(x), bases)):
         raise ValueError(f'the kernel of backend="triton" cannot take this: {reason}; backend="torch" can')
     return backend == "triton"
@@ -94,9 +94,15 @@ def _device_limit(device: str, index: int) -> str | None:
     return _cached_device_limit(device, index)
 
 
+def _timed_here(index: int) -> bool:
+    """Whether timings on GPUs of this kind tell when the kernel pays."""
+    return device_limits(index).contain(HOPPER)
+
+
 # torch.compile asks, and does not look inside. What `torch.compiler.assume_constant_result` does, which first imports
 # the whole compiler.
 _device_limit._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_timed_here._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache
@@ -110,11 +116,7 @@ def _cached_device_limit(device: str, index: int) -> str | None:
     if tuple(map(int, found.split(".")[:2])) < (3, 6):
         return f"it needs Triton 3.6 or newer, and this is {found}"
     if device == "cuda" and torch.version.hip is None:
-        shared = torch.cuda.get_device_properties(index).shared_memory_per_block_optin
-        if torch.cuda.get_device_capability(index) >= (9, 0) and shared >= 227 * 1024:
-            return None
-        name = torch.cuda.get_device_name(index)
-        return f"it needs compute capability 9.0 and 227 KB of shared memory for a block; {name} has less"
+        return device_limits(index).missing()
     from emalab.kernels._launch import interpreted
 
     return None if device == "cpu" and interpreted() else f"it runs on CUDA devices, not on {device}"

@@ -10,7 +10,7 @@ from triton.runtime.interpreter import InterpretedFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from emalab.kernels._triton import ACCUMULATE, ALL, FINISH, REBUILD, em_kernel
-from emalab.kernels.plan import ALIGNMENT, Plan, block, make_plan
+from emalab.kernels.plan import ALIGNMENT, Plan, device_limits, make_plan
 
 __all__ = ["interpreted", "launch"]
 
@@ -48,7 +48,7 @@ def launch(
     if b == 0:
         return out, z, result
     if plan is None:
-        plan = make_plan(b, n, k, c, x.dtype, 1 if interpreted() else _processors(x.device))
+        plan = _plan_for(x, k)
     x = _readable(x, plan.whole)
     stride = x.stride(1) if n > 1 else c
     if plan.whole:
@@ -60,10 +60,6 @@ def launch(
     weighted = torch.empty(b, programs, k, c, dtype=torch.float32, device=x.device)
     total = torch.empty(b, programs, k, dtype=torch.float32, device=x.device)
     counter = torch.zeros(b, dtype=torch.int32, device=x.device)
-    share = -(-k // programs)
-    all_c = block(c)
-    block_r = min(1 << (share - 1).bit_length(), max(8192 // all_c, 1))
-    block_p = min(1 << (programs - 1).bit_length(), 32768 // (all_c * block_r))
 
     def run(phase: int, begin_t: int, end_t: int, cooperative: bool = False) -> None:
         em_kernel[programs, b](
@@ -84,21 +80,12 @@ def launch(
             scale,
             eps,
             STRIDE=stride,
-            K=k,
-            C=c,
             NORM=norm,
             CLAMP=clamp,
             RELU=relu,
             PHASE=phase,
-            BLOCK_N=plan.block_n,
-            BLOCK_K=block(k),
-            BLOCK_C=plan.block_c,
-            BLOCK_ALL_C=all_c,
-            BLOCK_P=block_p,
-            BLOCK_R=block_r,
-            OUT_N=plan.out_n,
-            STAGES=plan.stages,
             PRECISION="tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3",
+            **plan.constants(k, c),
             num_warps=plan.warps,
             num_stages=plan.stages,
             launch_cooperative_grid=cooperative,
@@ -125,5 +112,10 @@ def _readable(x: Tensor, whole: bool) -> Tensor:
     return x if fits and x.stride(2) == 1 else x.clone(memory_format=torch.contiguous_format)
 
 
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
+def _plan_for(x: Tensor, k: int) -> Plan:
+    """The plan for features (b, n, c) on their device; the interpreter runs one program after the other."""
+    b, n, c = x.shape
+    if interpreted():
+        return make_plan(b, n, k, c, x.dtype, processors=1)
+    processors = torch.cuda.get_device_properties(x.device).multi_processor_count
+    return make_plan(b, n, k, c, x.dtype, processors, device_limits(x.device.index or 0))

@@ -20,7 +20,7 @@ from torch import Tensor
 from emalab.choices import EMSettings
 from emalab.em import EMOutput, attend, em_attention
 from emalab.kernels import fused, fused_with_gradient, limit
-from emalab.kernels.plan import block, make_plan, pays
+from emalab.kernels.plan import MINIMUM, Limits, block, make_plan, pays
 from emalab.modules import EMAU
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -181,6 +181,17 @@ class TestInterpreted:
         ours = EMOutput(*launch(x, bases, 3, 0.5, "l2", 1e-6, False, True, dtype, plan))
         assert difference(ours, exact) < bound
 
+    @pytest.mark.parametrize(
+        ("k", "c", "dtype", "bound"), [(64, 520, torch.float16, 1e-2), (200, 40, torch.float32, 1e-5)]
+    )
+    def test_plans_of_smaller_gpus(self, k: int, c: int, dtype: torch.dtype, bound: float) -> None:
+        from emalab.kernels._launch import launch
+
+        x, bases = problem(1, 40, k, c, dtype)
+        plan = make_plan(1, 40, k, c, dtype, 1, MINIMUM)
+        ours = EMOutput(*launch(x, bases, 2, 1.0, "l2", 1e-6, False, False, dtype, plan))
+        assert difference(ours, em_attention(x.double(), bases.double(), num_iters=2)) < bound
+
     @pytest.mark.parametrize("chunked", [False, True])
     @pytest.mark.parametrize("clamp", [False, True])
     @pytest.mark.parametrize("norm", ["l2", "layer", "none"])
@@ -339,6 +350,22 @@ class TestOnGPU:
         plan = replace(make_plan(*shape, dtype, processors), one_launch=launches == "one")
         ours = EMOutput(*launch(x, bases, 3, 0.5, "l2", 1e-6, False, False, dtype, plan))
         assert difference(ours, exact) < bound
+
+    @pytest.mark.parametrize("limits", [MINIMUM, Limits((8, 0), 163 * 1024), Limits((12, 0), 99 * 1024)], ids=str)
+    @pytest.mark.parametrize(("k", "c"), [(64, 512), (17, 99), (256, 1024), (64, 128)])
+    @pytest.mark.parametrize(
+        ("dtype", "bound"), [(torch.bfloat16, 1e-2), (torch.float16, 2e-3), (torch.float32, 2e-5)], ids=str
+    )
+    def test_plans_of_smaller_gpus(self, limits: Limits, k: int, c: int, dtype: torch.dtype, bound: float) -> None:
+        """Forced here, since such a GPU is rarely at hand; what they take of it is in test_kernel_targets.py."""
+        from emalab.kernels._launch import launch
+
+        shape = (3, 517, k, c)
+        x, bases = problem(*shape, dtype, GPU)
+        processors = torch.cuda.get_device_properties(GPU).multi_processor_count
+        plan = make_plan(*shape, dtype, processors, limits)
+        ours = EMOutput(*launch(x, bases, 3, 0.5, "l2", 1e-6, False, False, dtype, plan))
+        assert difference(ours, em_attention(x.double(), bases.double(), scale=0.5)) < bound
 
     def test_auto_takes_the_kernel_and_repeats_it_exactly(self) -> None:
         x, bases = problem(4, 1089, 64, 512, torch.bfloat16, GPU)
