@@ -188,7 +188,7 @@ def test_unknown_name_suggests_the_nearest(typed: str, meant: str) -> None:
         ({"model": {"ema": {"norm": "l1"}}}, "recipe.model.ema.norm must be one of l2, layer, none; got 'l1'"),
         ({"precision": 32}, "recipe.precision must be one of 32-true, .*; got 32"),
         ({"published": [{"score": 1.0, "by": "me"}]}, r"recipe.published\[0\] has no field 'by'"),
-        ({"data": {"name": "shapes-far:shft=3"}}, "recipe.data.scenes has no field 'shft'; fields are size, spacing"),
+        ({"data": {"name": "shapes-far:depth=3"}}, "recipe.data.scenes has no field 'depth'; fields are size, spacing"),
         ({"data": {"name": "shapes-far:gap=wide"}}, "recipe.data.name: 'wide' is no number for 'gap'"),
         ({"data": {"name": "shapes-far:gap=0.5"}}, "recipe.data.scenes.gap must be a whole number; got 0.5"),
         ({"data": "voc"}, "recipe.data must be an object with the fields name, .*; got 'voc'"),
