@@ -29,7 +29,7 @@ SETS = {
 _SETTINGS = {  # how a cell's label begins, what readers see
     "T=": "T, iterations",
     "K=": "K, bases",
-    "lambda=": "λ, contrast",
+    "lambda=": "λ, concentration",
 }
 
 

@@ -104,7 +104,7 @@ def stride() -> Finding:
     cells = {
         "one iteration": "T=1",
         "16 bases": "K=16",
-        "twice the contrast λ": "lambda=2.0",
+        "twice the concentration λ": "lambda=2.0",
         "output stride 8": "trained at stride 8",
     }
     return Finding(
