@@ -3,6 +3,7 @@
 All pages are rendered, whatever fails; a failed cell or a warning makes the exit status 1.
 """
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -107,6 +108,7 @@ def made_of() -> list[str]:
 
 def main() -> int:
     """Build the book; the exit status is 1 if a cell failed or a page gave a warning."""
+    argparse.ArgumentParser(description=__doc__).parse_args()  # takes none
     last = CLEAN.read_text(encoding="utf-8").split() if CLEAN.exists() else ["", ""]
     current = made_of()
     if current == last and INDEX.exists():

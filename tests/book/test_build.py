@@ -43,11 +43,26 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def build(root: Path) -> Built:
-    command = [sys.executable, str(root / "book" / "site" / "build.py")]
+def build(root: Path, *arguments: str) -> Built:
+    command = [sys.executable, str(root / "book" / "site" / "build.py"), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     pages = root / "_build" / "html" / "book"
     return Built(done.returncode, done.stdout, done.stderr, lambda name: (pages / f"{name}.html").read_text())
+
+
+def test_help_builds_nothing(book: Path) -> None:
+    asked = build(book, "--help")
+    assert (asked.status, asked.errors) == (0, "")
+    assert asked.printed.startswith("usage: build.py [-h]")
+    assert "_build/html" in asked.printed
+    assert "Rendering" not in asked.printed
+
+
+@pytest.mark.parametrize("argument", ["--al", "html"])
+def test_unknown_argument_builds_nothing(argument: str, book: Path) -> None:
+    refused = build(book, argument)
+    assert (refused.status, refused.printed) == (2, "")
+    assert f"unrecognized arguments: {argument}" in refused.errors
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What the build adds to pages: the landing page's cards and times, and what each page's head says of it."""
+"""What the build adds to pages: the landing page's cards and times, names of buttons, and the head of each page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SITE = Path(__file__).parents[2] / "book" / "site"
 def extensions() -> dict[str, ModuleType]:
     sys.path.insert(0, str(SITE / "_ext"))
     try:
-        return {name: importlib.import_module(name) for name in ("landing", "about_pages")}
+        return {name: importlib.import_module(name) for name in ("landing", "about_pages", "plain_pages")}
     finally:
         sys.path.remove(str(SITE / "_ext"))
 
@@ -75,6 +75,14 @@ class TestAboutPages:
         assert f'content="{address}/_static/social.png"' in about.tags("Title", "Text", address)
         assert "og:image" not in about.tags("Title", "Text", None)
         assert "&quot;" in about.tags("Title", 'a "quoted" word', None)
+
+
+def test_buttons_of_the_table_of_contents_have_names(extensions: dict[str, ModuleType]) -> None:
+    page = (
+        '<li><a class="reference" href="api.html">API</a><details open="open"><summary><i></i></summary></details></li>'
+    )
+    named = extensions["plain_pages"].named(page)
+    assert named == page.replace("<summary>", '<summary aria-label="Pages of API">')
 
 
 def test_the_identity_is_what_its_script_draws() -> None:

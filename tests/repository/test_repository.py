@@ -24,7 +24,8 @@ import emalab
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "book").glob("*.ipynb"))
-PAGES = sorted([*NOTEBOOKS, *(ROOT / "book").glob("*.md")])
+API_PAGES = sorted((ROOT / "book" / "api").glob("*.md"))
+PAGES = sorted([*NOTEBOOKS, *(ROOT / "book").glob("*.md"), *API_PAGES])
 
 # Character classes keep these patterns from matching their own source.
 MACHINE_PATHS = r"/wor[k]/|/hom[e]/\w|/User[s]/\w|/roo[t]/|[A-Z]:\\User[s]"
@@ -56,8 +57,7 @@ class TestNotebook:
 
 def test_table_of_contents_is_complete():
     entries = toc_entries(yaml.safe_load((ROOT / "_toc.yml").read_text()))
-    pages = [*NOTEBOOKS, *(ROOT / "book").glob("*.md")]
-    assert sorted(entries) == sorted(str(page.relative_to(ROOT).with_suffix("")) for page in pages)
+    assert sorted(entries) == sorted(str(page.relative_to(ROOT).with_suffix("")) for page in PAGES)
 
 
 def prose(path: Path) -> str:
@@ -125,15 +125,33 @@ def test_readme_python_runs(code: str, tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.fixture(scope="module")
 def api_reference() -> ModuleType:
-    """The book's own extension that writes the API page."""
+    """The book's own extension that fills the API pages."""
     spec = importlib.util.spec_from_file_location("api_reference", ROOT / "book" / "site" / "_ext" / "api_reference.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_api_page_has_the_place_for_the_reference(api_reference: ModuleType):
-    assert api_reference.MARKER in (ROOT / "book" / "api.md").read_text().splitlines()
+def test_each_module_is_on_one_api_page(api_reference: ModuleType):
+    pages = [api_reference.on_page(path.read_text(), emalab) for path in API_PAGES]
+    found = [module.__name__ for page in pages for module in page]
+    assert sorted(found) == [module.__name__ for module in api_reference.public_modules(emalab)]
+    named = [
+        name for path in API_PAGES for line in api_reference.MODULES.findall(path.read_text()) for name in line.split()
+    ]
+    assert not [name for name in named if f"emalab.{name}" not in found], "named on a page, and no module"
+    assert api_reference.NAMES in (ROOT / "book" / "api.md").read_text().splitlines()
+
+
+@pytest.mark.parametrize("page", API_PAGES, ids=lambda path: path.stem)
+def test_example_of_an_api_page_runs(page: Path):
+    """A comment behind an expression is its value."""
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        names: dict[str, object] = {}
+        exec(compile(code, page.name, "exec"), names)
+        for expression, value in re.findall(r"^([^=#\n]+)  # (.+)$", code, re.MULTILINE):
+            found, expected = eval(expression, names), ast.literal_eval(value)
+            assert found == expected or found == pytest.approx(expected, abs=0.005), expression
 
 
 @pytest.mark.parametrize("name", emalab.__all__)
@@ -143,9 +161,9 @@ def test_public_name_is_described(name: str, api_reference: ModuleType):
         return
     assert thing.__doc__
     home = sys.modules[thing.__module__]
-    assert home in api_reference.public_modules(emalab)
     assert thing.__name__ in api_reference.public_members(home)
-    assert f"`{name} <{home.__name__}.{name}>`" in api_reference.reference(emalab)
+    assert f"`{name} <{home.__name__}.{name}>`" in api_reference.names_of(emalab)
+    assert f":: {thing.__name__}\n" in api_reference.section(home)
 
 
 def test_wheel_holds_the_package_and_its_weights(tmp_path: Path):

@@ -1,7 +1,8 @@
-"""Fills the API page: every public module of the package, with what it defines.
+"""Fills the API pages: what the package exports, and every public module with what it defines.
 
-The page's source holds one marker line; this extension replaces it before the page is parsed, so that a new
-module or a new public name appears without anybody listing it.
+The pages hold marker lines, which this extension replaces before a page is parsed, so that a new public name appears
+without anybody listing it. (autosummary writes its pages into the source folder, where `only_build_toc_files` leaves
+them out.)
 """
 
 import importlib
@@ -13,49 +14,15 @@ from typing import Any
 
 from sphinx.pycode import ModuleAnalyzer
 
-MARKER = "<!-- every public module -->"
-
-# Reading order: the mathematics first, the shells around it after. Modules not named here follow.
-READING_ORDER = [
-    *("em", "kernels", "bases", "modules", "fastops"),
-    *("segmenter_config", "backbones", "contexts", "segmenter"),
-    *("data", "recipes"),
-    *(
-        "optim",
-        "trainer",
-        "runlog",
-        "views",
-        "inference",
-        "evaluation",
-        "metrics",
-        "prediction",
-        "submission",
-        "viz",
-        "inspection",
-    ),
-    "studies",
-    *("cost", "bench", "files", "checkpoints", "convert", "results", "cli", "commands"),
-]
+NAMES = "<!-- names of the package -->"
+MODULES = re.compile(r"^<!-- modules: (.*) -->$", re.MULTILINE)  # and all below them
 
 
 def public_modules(package: ModuleType) -> list[ModuleType]:
-    """Return the package's importable modules without a leading underscore, in reading order."""
-    names = [
-        module.name
-        for module in pkgutil.walk_packages(
-            package.__path__, prefix=f"{package.__name__}."
-        )
-        if not any(part.startswith("_") for part in module.name.split("."))
-    ]
-
-    def rank(name: str) -> tuple[int, str]:
-        top = name.split(".")[1]
-        return (
-            READING_ORDER.index(top) if top in READING_ORDER else len(READING_ORDER),
-            name,
-        )
-
-    return [importlib.import_module(name) for name in sorted(names, key=rank)]
+    """Return the package's importable modules without a leading underscore."""
+    found = pkgutil.walk_packages(package.__path__, prefix=f"{package.__name__}.")
+    names = [module.name for module in found if "._" not in module.name]
+    return [importlib.import_module(name) for name in sorted(names)]
 
 
 def public_members(module: ModuleType) -> list[str]:
@@ -83,50 +50,71 @@ def summary(thing: object) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def reference(package: ModuleType) -> str:
-    """Return the MyST source of the reference: a table of the package's own names, then one section per module."""
-    rows = []
-    for name in getattr(package, "__all__", []):
-        thing = getattr(package, name)
-        if inspect.isclass(thing) or inspect.isfunction(thing):
-            rows.append(
-                f"| {{py:obj}}`{name} <{thing.__module__}.{thing.__qualname__}>` | {summary(thing)} |"
-            )
-    table = (
-        [
-            f"## Directly from `{package.__name__}`",
-            "",
-            "| name | what it is |",
-            "|---|---|",
-            *rows,
-            "",
-        ]
-        if rows
-        else []
-    )
+def list_of(things: dict[str, Any]) -> list[str]:
+    """Return a table of classes and functions, each with a link and its first sentence."""
+    rows = [
+        f"| {{py:obj}}`{name} <{thing.__module__}.{thing.__qualname__}>` | {summary(thing)} |"
+        for name, thing in things.items()
+        if inspect.isclass(thing) or inspect.isfunction(thing)
+    ]
+    return ["| name | what it is |", "|:--|:--|", *rows, ""] if rows else []
 
-    sections = []
-    for module in public_modules(package):
-        members = public_members(module)
-        if members or module.__doc__:
-            sections += [
-                f"## `{module.__name__}`",
-                "",
-                "```{eval-rst}",
-                f".. automodule:: {module.__name__}",
-            ]
-            sections += ["   :ignore-module-all:"]
-            sections += [f"   :members: {', '.join(members)}"] if members else []
-            sections += ["```", ""]
-    return "\n".join(table + sections)
+
+def names_of(package: ModuleType) -> str:
+    """Return the MyST source of a table of what the package exports."""
+    names = getattr(package, "__all__", [])
+    return "\n".join(list_of({name: getattr(package, name) for name in names}))
+
+
+def section(module: ModuleType) -> str:
+    """Return the MyST source of a module's section: what it is for, a list of its names, and their descriptions."""
+    members = public_members(module)
+    lines = [f"## `{module.__name__}`", "", "```{eval-rst}"]
+    lines += [f".. automodule:: {module.__name__}", "   :no-members:", "```", ""]
+    lines += list_of({name: getattr(module, name) for name in members})
+    if members:
+        lines += ["```{eval-rst}", f".. currentmodule:: {module.__name__}", ""]
+        for name in members:
+            directive = _directive(getattr(module, name))
+            lines += [f".. {directive}:: {name}"]
+            lines += ["   :members:"] if directive == "autoclass" else []
+        lines += ["```", ""]
+    return "\n".join(lines)
+
+
+def _directive(thing: object) -> str:
+    if inspect.isclass(thing):
+        return "autoexception" if issubclass(thing, BaseException) else "autoclass"
+    return "autofunction" if inspect.isfunction(thing) else "autodata"
+
+
+def on_page(source: str, package: ModuleType) -> list[ModuleType]:
+    """Return the modules that a page describes: those that its markers name, in this order, and all below them."""
+    prefixes = [
+        f"{package.__name__}.{name}"
+        for found in MODULES.findall(source)
+        for name in found.split()
+    ]
+    modules = public_modules(package)
+    return [
+        module
+        for prefix in prefixes
+        for module in modules
+        if f"{module.__name__}.".startswith(f"{prefix}.")
+    ]
+
+
+def fill(source: str, package: ModuleType) -> str:
+    """Replace the markers of a page by the reference."""
+    sections = "\n".join(section(module) for module in on_page(source, package))
+    filled = MODULES.sub(lambda _: sections, source, count=1)
+    return filled.replace(NAMES, names_of(package))
 
 
 def fill_page(app: Any, docname: str, source: list[str]) -> None:
-    """Sphinx ``source-read`` handler: replace the marker by the reference."""
-    if MARKER in source[0]:
-        source[0] = source[0].replace(
-            MARKER, reference(importlib.import_module("emalab"))
-        )
+    """Sphinx ``source-read`` handler."""
+    if docname.startswith("book/api"):
+        source[0] = fill(source[0], importlib.import_module("emalab"))
 
 
 def read_plain_text(

@@ -3,7 +3,8 @@
 Thebe would run cells on a server: its settings come with Jupyter Book, whether wanted or not, and twice, which is an
 error in JavaScript. The theme reports a missing color mode as one; "auto" is what it then takes. And Sphinx sets a long
 signature as a list of definitions that define nothing, which a screen reader announces line by line; the bibliography
-says that it is a list, and has no items.
+says that it is a list, and has no items. The button that unfolds a part of the table of contents is an icon; it gets
+a name here.
 
 Once written, pages lose the theme's script of all icons (1.5 MB; emalab.css takes the dozen in use from the font), and
 figures become WebP, which weighs a quarter of PNG where there are photographs.
@@ -18,6 +19,7 @@ from PIL import Image
 _ICONS = re.compile(r"\s*<script [^>]*scripts/fontawesome\.js[^>]*></script>")
 _LARGE = 30_000  # bytes of a PNG that is worth converting
 _PHOTOGRAPHIC = 80_000  # bytes that no drawing of lines needs without loss
+_TOGGLE = re.compile(r"(<a [^>]*>([^<]*)</a><details[^>]*>)<summary>")
 _SIGNATURE = re.compile(r'(<dt class="sig .*?</dt>)', re.DOTALL)
 
 
@@ -49,10 +51,15 @@ def _slim(app: Any, exception: Exception | None) -> None:
             lighter[path.name] = small.name
             path.unlink()
     for page in out.rglob("*.html"):
-        text = _ICONS.sub("", page.read_text(encoding="utf-8"))
+        text = named(_ICONS.sub("", page.read_text(encoding="utf-8")))
         for name, new in lighter.items():
             text = text.replace(f"_images/{name}", f"_images/{new}")
         page.write_text(text, encoding="utf-8")
+
+
+def named(page: str) -> str:
+    """The HTML of a page whose buttons in the table of contents have a name for screen readers."""
+    return _TOGGLE.sub(r'\1<summary aria-label="Pages of \2">', page)
 
 
 def _as_lines(signature: re.Match[str]) -> str:
