@@ -27,8 +27,6 @@ MEGABYTES = 3  # that a page may weigh, with all it loads
 COMPRESSED = {".css", ".html", ".js", ".json", ".svg"}
 PHONE: ViewportSize = {"width": 390, "height": 844}
 DESK: ViewportSize = {"width": 1300, "height": 900}
-# Pages that are still to be rewritten.
-NOT_YET = {"book/reproductions"}
 
 pytestmark = pytest.mark.skipif(
     not (HTML / "index.html").exists(), reason="the book is not rendered; `make book` does it"
@@ -197,10 +195,7 @@ def test_page_is_told_well(name: str, report: Callable[[str], Report]) -> None:
     found = report(name)
     faults = found.metrics.faults(chapter=(ROOT / f"{name}.ipynb").exists())
     faults += [f"a formula is cut on a phone, {formula}" for formula in found.cut_formulas]
-    if name in NOT_YET:
-        assert faults, f"{name} holds by now: take it off the list NOT_YET"
-    else:
-        assert not faults
+    assert not faults
 
 
 def search(browser: Browser, page: str, query: str) -> list[str]:
