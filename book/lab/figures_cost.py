@@ -121,7 +121,7 @@ def prices() -> Styler:
                 "attention": name,
                 "operations / G": operations / 1e9,
                 "bytes / M": moved / 1e6,
-                "operations a byte": operations / moved,
+                "operations per byte": operations / moved,
                 "by memory / ms": 1e3 * moved / bandwidth,
                 "by arithmetic / ms": 1e3 * operations / arithmetic,
             }
@@ -130,7 +130,7 @@ def prices() -> Styler:
     digits = {
         "operations / G": "{:.0f}",
         "bytes / M": "{:.0f}",
-        "operations a byte": "{:.0f}",
+        "operations per byte": "{:.0f}",
     }
     return tables.show(rows, caption, formats=digits)
 
@@ -423,7 +423,7 @@ def on_cpu(rows: Sequence[Row], here: Ceilings) -> Styler:
             }
         )
     ridge = here.arithmetic["float32"] / here.bandwidth
-    caption = f"One core of the machine that built this page, one image, C = 256, float32. Arithmetic binds above {ridge:.0f} operations a byte."
+    caption = f"One core of the machine that built this page, one image, C = 256, float32. Arithmetic binds above {ridge:.0f} operations per byte."
     return tables.show(lines, caption)
 
 
