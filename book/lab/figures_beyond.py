@@ -292,7 +292,7 @@ def draw_video() -> None:
                 )
             axes.axhline(0, color="black", linewidth=0.8)
             axes.set_title(
-                f"{network}, {'15 frames' if fast else '1 frame'} a second", fontsize=10
+                f"{network}, {'15 frames' if fast else '1 frame'} per second", fontsize=10
             )
             axes.set_xscale("log")
             axes.set_xticks(budgets, budgets)
@@ -313,13 +313,13 @@ def clips() -> Styler:
         {
             "clip": clip["clip"],
             "frames": clip["frames"],
-            "seconds a frame": clip["seconds"],
+            "seconds per frame": clip["seconds"],
             "positions": clip["positions"],
             "blocks": len(clip["starts"]["stored"]["3"]),
         }
         for clip in record("video")["clips"]["shipped network"]
     ]
-    return tables.show(rows, "CamVid's clips.", formats={"seconds a frame": "{:.2g}"})
+    return tables.show(rows, "CamVid's clips.", formats={"seconds per frame": "{:.2g}"})
 
 
 def one_iteration() -> Styler:
@@ -329,8 +329,8 @@ def one_iteration() -> Styler:
         for start, (label, _, _) in STARTS.items():
             row: dict[str, object] = {"features": network, "start": label}
             for fast, head in (
-                (True, "15 a second"),
-                (False, "1 a second"),
+                (True, "15 per second"),
+                (False, "1 per second"),
             ):
                 row[head] = short(
                     student_interval(list(gains(network, start, 1, fast)))

@@ -786,7 +786,7 @@ def several_gpus() -> Styler:
                     "speed-up": f"{2 * alone / both:.2f}×",
                 }
             )
-    caption = "A training step of voc-r101 at stride 8, 16 images a GPU, bfloat16, H200. Speed-up: images per second."
+    caption = "A training step of voc-r101 at stride 8, 16 images per GPU, bfloat16, H200. Speed-up: images per second."
     return tables.show(
         rows,
         caption,
