@@ -395,14 +395,14 @@ def draw_classes(
     _stack_classes(above, table, spec)
     values = np.array(list(known.values()))
     places = np.arange(len(known))[::-1]
-    below.barh(places, values[:, 1], color=MUTED, label="I(G; O): is there something?")
+    below.barh(places, values[:, 1], color=MUTED, label="I(G; O): object or not")
     beyond = values[:, 0] - values[:, 1]
     color = METHODS["non-local"]
     below.barh(
-        places, beyond, left=values[:, 1], color=color, label="I(G; Y | O): what is it?"
+        places, beyond, left=values[:, 1], color=color, label="I(G; Y | O): its class"
     )
     below.axvline(
-        uncertainty, color="black", linestyle=":", label="H(Y): all there is to know"
+        uncertainty, color="black", linestyle=":", label="H(Y): all uncertainty"
     )
     below.set_yticks(places, list(known))
     below.set(xlabel="nats", xlim=(0, 1.25))

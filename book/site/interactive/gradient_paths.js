@@ -67,8 +67,8 @@
       const back = passed(grad.value, iterations);
       const of = `${back} of ${iterations} iteration${iterations === 1 ? "" : "s"}`;
       line.textContent = back
-        ? `The gradient passes ${of} and reaches X through each; what ${back === 1 ? "that one" : `these ${back}`} computed must be kept.`
-        : `The gradient passes none of ${iterations} iteration${iterations === 1 ? "" : "s"}: X̃ counts as a constant, and nothing must be kept.`;
+        ? `The gradient passes ${of} and reaches X from each; autograd must store what ${back === 1 ? "it" : "they"} computed.`
+        : `The gradient passes none of ${iterations} iteration${iterations === 1 ? "" : "s"}: X̃ counts as a constant, and autograd stores nothing.`;
       plot.redraw();
     }
 
