@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from emalab.choices import Backend, EMSettings, Grad
-from emalab.kernels.plan import HOPPER, MAX_BASES, MAX_CHANNELS, device_limits, pays
+from emalab.kernels.plan import MAX_BASES, MAX_CHANNELS, device_limits, pays, timed
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -95,8 +95,8 @@ def _device_limit(device: str, index: int) -> str | None:
 
 
 def _timed_here(index: int) -> bool:
-    """Whether timings on GPUs of this kind tell when the kernel pays."""
-    return device_limits(index).contain(HOPPER)
+    """Whether this is a GPU of the kind whose timings `pays` judges by."""
+    return timed(device_limits(index))
 
 
 # torch.compile asks, and does not look inside. What `torch.compiler.assume_constant_result` does, which first imports

@@ -31,6 +31,7 @@ __all__ = [
     "device_limits",
     "make_plan",
     "pays",
+    "timed",
 ]
 
 
@@ -162,10 +163,15 @@ def _chunks(k: int, c: int, dtype: torch.dtype, limits: Limits) -> dict[str, Any
     return {"block_n": block_n, "block_c": block_c, "out_n": out_n, "stages": stages, "warps": warps, "whole": False}
 
 
+def timed(limits: Limits) -> bool:
+    """Whether the timings of `pays` are those of such a GPU: Hopper's generation, with all of its shared memory."""
+    return limits.capability[0] == HOPPER.capability[0] and limits.contain(HOPPER)
+
+
 def pays(k: int, c: int, dtype: torch.dtype) -> bool:
     """Whether the kernel is the faster way, judged by timings on an H200 at 65² positions, replayed from a graph.
 
-    GPUs that offer less than `HOPPER` were not timed. There the kernel runs on request (``backend="triton"``), and
+    GPUs of other generations were not timed. There the kernel runs on request (``backend="triton"``), and
     ``emalab bench`` shows whether it is faster.
 
     In half precision it is with up to 64 bases, of 128 channels (0.07 against 0.17 ms) as of 1024 (0.41 against 0.42).
