@@ -292,7 +292,8 @@ def draw_video() -> None:
                 )
             axes.axhline(0, color="black", linewidth=0.8)
             axes.set_title(
-                f"{network}, {'15 frames' if fast else '1 frame'} per second", fontsize=10
+                f"{network}, {'15 frames' if fast else '1 frame'} per second",
+                fontsize=10,
             )
             axes.set_xscale("log")
             axes.set_xticks(budgets, budgets)
