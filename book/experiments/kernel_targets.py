@@ -117,7 +117,7 @@ def _registers(ptx: str, assembler: str) -> dict[str, int]:
     architecture = _found(r"\.target (\w+)", ptx)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.ptx"
-        file.write_text(ptx)
+        file.write_text(ptx, encoding="utf-8")
         command = [
             assembler,
             "-v",
