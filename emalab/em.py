@@ -137,8 +137,8 @@ def em_attention(
         eps: added to column sums and norms, as in the authors' code: a base that nobody chooses goes to 0.
         clamp: let sums and norms not fall below ``eps`` rather than adding it, as mmsegmentation does with 1e-12: even
             a base that hardly anybody chooses keeps unit norm.
-        backend: ``"triton"``: one fused kernel on the GPU that reads ``x`` once per iteration, with sums in float32;
-            gradients are computed by running ``"torch"`` again. ``"auto"``: the kernel where it can run and is faster
+        backend: ``"triton"``: one fused kernel on the GPU that reads ``x`` once per iteration, with sums in float32,
+            without a backward pass. ``"auto"``: the kernel where it can run and is faster
             (see `emalab.kernels`) and no gradient flows through EM, else ``"torch"``.
 
     Raises:
@@ -180,9 +180,6 @@ def _step_by_step(x: Tensor, bases: Tensor, settings: EMSettings) -> tuple[Tenso
             _, bases = iterate(bases, num_iters - 1)
         num_iters = 1
     return output(*iterate(bases, num_iters))
-
-
-kernels.differentiate_as(_step_by_step)  # the kernel has no backward pass of its own
 
 
 def log_likelihood(x: Tensor, bases: Tensor, scale: float = 1.0) -> Tensor:

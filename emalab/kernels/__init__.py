@@ -1,15 +1,13 @@
-"""The fused GPU path of `emalab.em.em_attention`: when it serves, and its operators for PyTorch.
+"""The fused GPU path of `emalab.em.em_attention`: when it serves, and its operator for PyTorch.
 
 Triton is imported when a kernel is launched first, so that all of this works without it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +17,7 @@ from emalab.kernels.plan import MAX_BASES, MAX_CHANNELS, device_limits, pays, ti
 
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
-__all__ = ["attend", "differentiate_as", "fused", "fused_with_gradient", "limit"]
+__all__ = ["attend", "fused", "limit"]
 
 
 def attend(x: Tensor, bases: Tensor, settings: EMSettings) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -38,11 +36,8 @@ def attend(x: Tensor, bases: Tensor, settings: EMSettings) -> tuple[Tensor, Tens
         return None
     assert not isinstance(scale, Tensor)
     wide = x.is_cuda and torch.is_autocast_enabled("cuda")
-    x, options = _autocast(x), (num_iters, scale, norm, eps, clamp, relu, wide)
-    if grad == "stop":
-        with torch.no_grad():
-            return fused(x, bases, *options)
-    return fused_with_gradient(x, bases, *options, grad)
+    with torch.no_grad():
+        return fused(_autocast(x), bases, num_iters, scale, norm, eps, clamp, relu, wide)
 
 
 def _serves(x: Tensor, bases: Tensor, scale: float | Tensor, grad: Grad, backend: Backend) -> bool:
@@ -57,11 +52,16 @@ def _serves(x: Tensor, bases: Tensor, scale: float | Tensor, grad: Grad, backend
                 'the kernel of backend="triton" takes scale as a number, not a tensor; backend="torch" can'
             )
         return False
+    differentiated = grad != "stop" and torch.is_grad_enabled() and (x.requires_grad or bases.requires_grad)
     if backend == "auto":
-        if not x.is_cuda or (grad != "stop" and torch.is_grad_enabled() and (x.requires_grad or bases.requires_grad)):
+        if differentiated or not x.is_cuda:
             return False
         x, (k, c) = _autocast(x), bases.shape[-2:]
         return limit(x, bases) is None and pays(k, c, x.dtype) and _timed_here(x.device.index or 0)
+    if backend == "triton" and differentiated:
+        raise ValueError(
+            f'the kernel of backend="triton" has no backward pass, and grad="{grad}" needs one; backend="torch" has it'
+        )
     if backend == "triton" and (reason := limit(_autocast(x), bases)):
         raise ValueError(f'the kernel of backend="triton" cannot take this: {reason}; backend="torch" can')
     return backend == "triton"
@@ -141,25 +141,7 @@ def fused(
     return launch(x, bases, num_iters, scale, norm, eps, clamp, relu, torch.float32 if wide else x.dtype)
 
 
-@torch.library.custom_op("emalab::em_attention_with_gradient", mutates_args=())
-def fused_with_gradient(
-    x: Tensor,
-    bases: Tensor,
-    num_iters: int,
-    scale: float,
-    norm: str,
-    eps: float,
-    clamp: bool,
-    relu: bool,
-    wide: bool,
-    grad: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The same; keeps only features and bases, and computes everything else again when it is differentiated."""
-    return fused(x, bases, num_iters, scale, norm, eps, clamp, relu, wide)
-
-
 @fused.register_fake
-@fused_with_gradient.register_fake
 def _empty(
     x: Tensor,
     bases: Tensor,
@@ -170,33 +152,7 @@ def _empty(
     clamp: bool,
     relu: bool,
     wide: bool,
-    grad: str = "stop",
 ) -> tuple[Tensor, Tensor, Tensor]:
     (b, n, c), k = x.shape, bases.shape[-2]
     dtype = torch.float32 if wide else x.dtype
     return x.new_empty(b, n, c), x.new_empty(b, n, k, dtype=dtype), x.new_empty(b, k, c, dtype=dtype)
-
-
-def _remember(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
-    x, bases, *ctx.options = inputs
-    ctx.save_for_backward(x, bases)
-
-
-def differentiate_as(loop: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> None:
-    """Let the kernel's gradient be that of ``loop``, which takes the arguments of `attend`.
-
-    ``loop`` computes everything again on the torch path, whose graph autograd knows; when asked, it gives the graph of
-    the gradient, too.
-    """
-
-    def differentiate(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        again = torch.is_grad_enabled()
-        num_iters, scale, norm, eps, clamp, relu, _, grad = ctx.options
-        with torch.enable_grad():
-            inputs = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in ctx.saved_tensors]
-            result = loop(*inputs, EMSettings(num_iters, scale, norm, grad, eps, clamp, relu=relu))
-            matched = [g.to(t.dtype) for g, t in zip(gradients, result, strict=True)]
-            of_inputs = torch.autograd.grad(result, inputs, matched, create_graph=again, allow_unused=True)
-        return (*of_inputs, *(None for _ in ctx.options))
-
-    fused_with_gradient.register_autograd(differentiate, setup_context=_remember)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from emalab.choices import EMSettings
 from emalab.em import EMOutput, attend, em_attention
-from emalab.kernels import fused, fused_with_gradient, limit
+from emalab.kernels import fused, limit
 from emalab.kernels.plan import MINIMUM, Limits, block, make_plan, pays
 from emalab.modules import EMAU
 
@@ -273,29 +273,22 @@ class TestInterpreted:
         assert torch.equal(copy, x)
 
     @pytest.mark.parametrize("grad", ["last", "unroll"])
-    def test_gradients(self, grad: str) -> None:
-        """First and second derivatives are those of the torch path."""
-        found = []
-        for backend in ("triton", "torch"):
-            x, bases = (t.requires_grad_() for t in problem(2, 20, 4, 6))
-            result = rectified(x, bases, grad=grad, backend=backend)
-            loss = result.reconstruction.square().sum() + result.bases.sum() + result.responsibilities.square().sum()
-            of_x, of_bases = torch.autograd.grad(loss, (x, bases), create_graph=True, allow_unused=True)
-            (second,) = torch.autograd.grad(of_x.square().sum(), x)
-            found.append((of_x, second) if grad == "last" else (of_x, second, of_bases))
-        for ours, theirs in zip(*found, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    def test_a_gradient_is_refused(self, grad: str) -> None:
+        x, bases = problem(2, 20, 4, 6)
+        with pytest.raises(ValueError, match=f'no backward pass, and grad="{grad}" needs one; backend="torch" has it'):
+            em_attention(x.requires_grad_(), bases, grad=grad, backend="triton")
+        with torch.no_grad():
+            ours = em_attention(x, bases, grad=grad, backend="triton")
+        assert difference(ours, em_attention(x.detach().double(), bases.double())) < 1e-5
 
     def test_stopped_gradients(self) -> None:
         x, bases = problem(1, 20, 4, 6)
         assert not em_attention(x.requires_grad_(), bases, backend="triton").reconstruction.requires_grad
 
-    def test_operators(self) -> None:
+    def test_operator(self) -> None:
         x, bases = problem(1, 20, 4, 6)
         checks = ("test_schema", "test_faketensor", "test_autograd_registration")
         torch.library.opcheck(fused, (x, bases, 2, 1.0, "l2", 1e-6, False, True, True), test_utils=checks)
-        arguments = (x.requires_grad_(), bases, 1, 1.0, "l2", 1e-6, False, False, False, "unroll")
-        torch.library.opcheck(fused_with_gradient, arguments, test_utils=checks)
 
     def test_compiles_in_one_graph(self) -> None:
         x, bases = problem(1, 20, 4, 6)
@@ -419,13 +412,13 @@ class TestOnGPU:
         assert difference(ours, theirs) < 2e-2
 
     @pytest.mark.parametrize("grad", ["last", "unroll"])
-    def test_gradients(self, grad: str) -> None:
+    def test_gradients_take_the_torch_path(self, grad: str) -> None:
         found = []
-        for backend in ("triton", "torch"):
-            x, bases = problem(2, 300, 16, 64, torch.float32, GPU)
+        for backend in ("auto", "torch"):
+            x, bases = problem(2, 300, 64, 512, torch.bfloat16, GPU)
             result = em_attention(x.requires_grad_(), bases, grad=grad, backend=backend)
-            found.append(torch.autograd.grad(result.reconstruction.square().sum(), x)[0])
-        torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
+            found.append(torch.autograd.grad(result.reconstruction.float().square().sum(), x)[0])
+        assert torch.equal(*found)
 
     def test_training_step_of_the_unit(self) -> None:
         """Output and moving average of a unit under autocast, against its float32 step on the CPU."""
