@@ -1,6 +1,6 @@
 """The laboratory: what several pages of the book share, so that their cells need not repeat it.
 
-Pages write ``from lab import miniature`` or ``from lab.ablation import findings``. That works
+Pages write ``from lab import miniature`` or ``from lab.verdicts import findings``. That works
 
 - in Jupyter, under nbmake and in ``make book``: they start a page's kernel in the page's folder, ``book``, and Python
   looks for imports in its working directory first;

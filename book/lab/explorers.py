@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from emalab.bench import Size
-from lab import ablation
+from lab import verdicts
 from lab.interactive import Interactive, interactive
 from lab.style import METHODS, MUTED, SYMBOLS
 
@@ -35,7 +35,7 @@ _SETTINGS = {  # how a cell's label begins, what readers see
 
 def roofline() -> Interactive:
     """EM and non-local attention under the roof of one H200, for N, K and T; rings are times of the record."""
-    path = ablation.BOOK / "results" / "h200-bench.json"
+    path = verdicts.BOOK / "results" / "h200-bench.json"
     record = json.loads(path.read_text(encoding="utf-8"))
     bandwidth = record["ceilings"]["bandwidth"]
     arithmetic = record["ceilings"]["arithmetic"]["bfloat16"]
@@ -102,11 +102,11 @@ def settings() -> Interactive:
 
 def _cells(study: str, prefix: str) -> list[dict[str, Any]]:
     """The differences of one hyperparameter's values from the default, in order; the default is among them."""
-    model = ablation.STUDIES[study].recipe(ablation.STUDIES[study].baseline).model.ema
+    model = verdicts.STUDIES[study].recipe(verdicts.STUDIES[study].baseline).model.ema
     own = {"T=": model.num_iters, "K=": model.num_bases, "lambda=": model.scale}[prefix]
     zero = {"mean": 0.0, "low": 0.0, "high": 0.0, "default": True}
     cells = [{"value": f"{own:g}", **zero}]
-    for row in ablation.findings(study).rows:
+    for row in verdicts.findings(study).rows:
         number = row.label.removeprefix(prefix)
         if number != row.label and "," not in number and row.difference.num_values:
             interval = {

@@ -20,8 +20,8 @@ from emalab.data.shapes import ShapesDataset, labeled_shapes
 from emalab.data.spec import DatasetSpec
 from emalab.studies.summary import CellSummary
 from emalab.viz import colorize
-from lab.ablation import findings
 from lab.style import METHODS
+from lab.verdicts import findings
 
 __all__ = [
     "accuracy_on_shapes",

@@ -23,7 +23,7 @@ from emalab.recipes import OptimConfig, Recipe
 from emalab.studies.statistics import Interval
 from emalab.studies.summary import StudySummary, scores_by_seed
 from emalab.trainer import RunOptions, Trainer
-from lab.ablation import AGAIN, PAIRS, POOLED
+from lab.verdicts import AGAIN, PAIRS, POOLED
 
 __all__ = [
     "Contrast",

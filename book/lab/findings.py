@@ -9,7 +9,7 @@ from functools import cache
 
 from emalab.studies.statistics import student_interval
 from emalab.studies.summary import StudySummary
-from lab import ablation
+from lab import verdicts
 
 __all__ = ["FINDINGS", "Estimate", "Finding"]
 
@@ -50,7 +50,7 @@ class Finding:
 
 @cache
 def _study(name: str) -> StudySummary:
-    return ablation.findings(name)
+    return verdicts.findings(name)
 
 
 def _difference(study: str, cell: str, label: str, sign: int = 1) -> Estimate:
@@ -149,7 +149,7 @@ def seeds() -> Finding:
 
 
 def speed() -> Finding:
-    path = ablation.BOOK / "results" / "h200-bench.json"
+    path = verdicts.BOOK / "results" / "h200-bench.json"
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
     size = {
         "b": 16,

@@ -33,9 +33,9 @@ from emalab.recipes import DataConfig, EvalConfig, OptimConfig, recipe_groups
 from emalab.results import load_records
 from emalab.studies.statistics import Interval
 from emalab.studies.summary import StudySummary
-from lab.ablation import findings, from_more_seeds
 from lab.recordings import REFERENCE, image, label, state_dict
 from lab.style import METHODS, MUTED
+from lab.verdicts import findings, from_more_seeds
 
 RESULTS = REFERENCE.parents[1] / "book" / "results"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from lab import ablation, findings
+from lab import findings, verdicts
 from lab.findings import FINDINGS, Estimate, Finding
 
 
@@ -18,9 +18,9 @@ def signs(finding: Finding) -> list[int]:
 
 
 def test_numbers_are_those_of_the_studies(found: dict[str, Finding]) -> None:
-    row = ablation.findings("camvid").row("unroll").pooled
+    row = verdicts.findings("camvid").row("unroll").pooled
     assert found["gradient"].estimates[2] == Estimate("street scenes", row.mean, row.low, row.high)
-    row = ablation.findings("camvid").row("non-local").pooled
+    row = verdicts.findings("camvid").row("non-local").pooled
     assert found["heads"].estimates[2] == Estimate("street scenes", -row.mean, -row.high, -row.low)
 
 
@@ -41,7 +41,7 @@ def test_sentences_follow_from_the_numbers(found: dict[str, Finding]) -> None:
 
 def test_every_finding_has_a_chapter(found: dict[str, Finding]) -> None:
     for finding in found.values():
-        assert (ablation.BOOK / f"{finding.page}.ipynb").exists()
+        assert (verdicts.BOOK / f"{finding.page}.ipynb").exists()
 
 
 def test_an_interval_that_touches_zero_shows_no_difference() -> None:

@@ -7,8 +7,8 @@ import re
 
 import numpy as np
 import pytest
-from lab import ablation
-from lab.ablation import STUDIES
+from lab import verdicts
+from lab.verdicts import STUDIES
 
 from emalab.studies import StudyFolder
 from emalab.studies.statistics import Interval, student_interval
@@ -16,11 +16,11 @@ from emalab.studies.statistics import Interval, student_interval
 
 def test_differences_are_those_of_the_records() -> None:
     """The scores are the records', seed by seed, in percent."""
-    found = ablation.findings("shapes-maintenance")
+    found = verdicts.findings("shapes-maintenance")
     study = STUDIES["shapes-maintenance"]
     records = {
         (record["cell"], record["seed"]): record["scores"]["single scale"]["miou"]
-        for record in StudyFolder(ablation.RECORDS / study.family).records(study)
+        for record in StudyFolder(verdicts.RECORDS / study.family).records(study)
     }
     learned, base = found.row("learned"), found.base
     differences = []
@@ -33,15 +33,15 @@ def test_differences_are_those_of_the_records() -> None:
 
 def test_a_verdict_table_says_better_where_the_interval_excludes_zero() -> None:
     """A row for every cell; the baseline has no difference; the words and the bold rows follow the interval shown."""
-    found = ablation.findings("shapes-maintenance")
-    html = ablation.verdict_table(found, "scenes", {"learned": "by gradient"}).to_html()
+    found = verdicts.findings("shapes-maintenance")
+    html = verdicts.verdict_table(found, "scenes", {"learned": "by gradient"}).to_html()
     texts = [re.sub(r"<.*?>", "", row).split() for row in html.split("<tr>")[2:]]
     assert len(texts) == len(found.rows)
     (learned,) = (" ".join(text) for text in texts if text[:2] == ["by", "gradient"])
-    assert f"5 {found.row('learned').mean.mean:.1f} {ablation.interval_text(found.row('learned').pooled)}" in learned
+    assert f"5 {found.row('learned').mean.mean:.1f} {verdicts.interval_text(found.row('learned').pooled)}" in learned
     assert [text[-1] for text in texts].count("better") == 1
     assert [text[-1] for text in texts].count("baseline") == 1
-    style = ablation.verdict_table(found, "scenes", differences={"frozen": Interval(-2.0, -3.0, -1.0, 5)})
+    style = verdicts.verdict_table(found, "scenes", differences={"frozen": Interval(-2.0, -3.0, -1.0, 5)})
     bold = {row for (row, _), props in style._compute().ctx.items() if ("font-weight", "bold") in props}
     labels = [row.label for row in found.rows]
     assert bold == {labels.index("learned"), labels.index("frozen")}
@@ -57,14 +57,14 @@ def test_a_verdict_table_says_better_where_the_interval_excludes_zero() -> None:
     ],
 )
 def test_words_of_an_interval(interval: Interval, words: str, text: str) -> None:
-    assert ablation.verdict_of(interval) == words
-    assert ablation.interval_text(interval) == text
+    assert verdicts.verdict_of(interval) == words
+    assert verdicts.interval_text(interval) == text
 
 
 def test_every_record_of_a_study_is_complete() -> None:
     """No record is of a recipe that the catalog does not have, none is damaged, and no shapes run is missing."""
-    for family in sorted(path.name for path in ablation.RECORDS.iterdir()):
-        study, folder = STUDIES[family], StudyFolder(ablation.RECORDS / family)
+    for family in sorted(path.name for path in verdicts.RECORDS.iterdir()):
+        study, folder = STUDIES[family], StudyFolder(verdicts.RECORDS / family)
         names = {run.name for run in study.runs()}
         files = {path.stem for path in folder.root.glob("records/*.json")}
         assert files <= names, f"{family}: {sorted(files - names)[:3]} belong to no cell"
@@ -75,10 +75,10 @@ def test_every_record_of_a_study_is_complete() -> None:
 
 def test_repeated_runs_are_of_the_study() -> None:
     """Each has a record of the same recipe and seed in the study, from another commit."""
-    folder = ablation.RECORDS.parent
+    folder = verdicts.RECORDS.parent
     repeated = json.loads((folder / "voc-animals-repeat.json").read_text())["records"]
     study = STUDIES["voc-animals"]
-    records = {(r["recipe"]["name"], r["seed"]): r for r in StudyFolder(ablation.RECORDS / study.family).records(study)}
+    records = {(r["recipe"]["name"], r["seed"]): r for r in StudyFolder(verdicts.RECORDS / study.family).records(study)}
     assert repeated
     for first in repeated:
         again = records[first["recipe"]["name"], first["seed"]]
@@ -88,8 +88,8 @@ def test_repeated_runs_are_of_the_study() -> None:
 
 
 def test_figure_has_a_row_for_every_cell_but_the_base() -> None:
-    found = ablation.findings("shapes-maintenance")
-    figure = ablation.difference_figure({"scenes": found}, {"frozen": "left at random"})
+    found = verdicts.findings("shapes-maintenance")
+    figure = verdicts.difference_figure({"scenes": found}, {"frozen": "left at random"})
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == [
         "left at random" if row.label == "frozen" else row.label for row in found.rows if row != found.base
@@ -98,10 +98,10 @@ def test_figure_has_a_row_for_every_cell_but_the_base() -> None:
 
 def test_more_seeds_of_the_base_count() -> None:
     """The mean of a cell less that of all runs of the base, the first ones once."""
-    rows = {row.label: row.scores for row in ablation.findings("camvid-heads").rows}
-    base = rows["EMA"] | ablation.findings("camvid-again").base.scores
+    rows = {row.label: row.scores for row in verdicts.findings("camvid-heads").rows}
+    base = rows["EMA"] | verdicts.findings("camvid-again").base.scores
     assert len(base) > len(rows["EMA"])
-    found = ablation.from_more_seeds("camvid-heads")
+    found = verdicts.from_more_seeds("camvid-heads")
     assert found.keys() == rows.keys() - {"EMA"}
     for label, interval in found.items():
         expected = np.mean(list(rows[label].values())) - np.mean(list(base.values()))
