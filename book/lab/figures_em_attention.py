@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from lab.style import METHODS, MUTED
+from lab.style import MUTED, SERIES
 
-SHADES = (METHODS["EM"], METHODS["non-local"], METHODS["DeepLabV3"])  # of centers
+SHADES = SERIES[:3]  # of centers
 
 __all__ = ["SHADES", "circle", "k_means", "mixed", "one_iteration", "shares"]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from emalab.backbones import TinyBackbone
 from emalab.data import DatasetSpec, LabeledImages
 from emalab.data.shapes import FarScenes, PooledScenes, ShapesDataset
-from lab.style import METHODS, MUTED
+from lab.style import MUTED, SERIES
 
 WINDOWS = (1, 7, 15, 19, 31, 43, 61, 79, 103, 127)  # sides, pixels
 Scenes = PooledScenes | FarScenes
@@ -79,10 +79,9 @@ def draw_windows(
     windows: Sequence[int] = WINDOWS,
 ) -> None:
     """Best accuracy against the side of the window, a line for each setting."""
-    shades = [METHODS[name] for name in ("DeepLabV3", "EM", "non-local")]
     marks = ("s", "o", "^")
     for (label, scenes), shade, mark in zip(
-        settings.items(), shades, marks, strict=True
+        settings.items(), SERIES[:3], marks, strict=True
     ):
         curve = [best_accuracy(scenes, window) for window in windows]
         axes.plot(windows, curve, marker=mark, color=shade, markersize=4, label=label)

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-__all__ = ["BASES", "GRADIENTS", "METHODS", "MUTED", "SYMBOLS", "use"]
+__all__ = ["BASES", "GRADIENTS", "METHODS", "MUTED", "SERIES", "SYMBOLS", "use"]
 
 METHODS = {
     "EM": "#1e6da9",
@@ -46,6 +46,12 @@ SYMBOLS = {  # of the schematics, which name each as well
     "gradient": "#a67c00",
 }
 MUTED = "#5b636b"  # what stands in the background
+SERIES = (
+    "#6a51c8",
+    "#b58900",
+    "#b0305a",
+    "#0d8f8f",
+)  # settings of one thing: no methods
 PIXELS_PER_INCH = 220  # of pictures; figures of lines are SVG
 LARGE = 300_000  # bytes of a PNG
 MOST_MARKS = 4000  # in an SVG; a figure with more of them is a picture

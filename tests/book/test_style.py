@@ -14,6 +14,7 @@ from skimage.color import deltaE_ciede2000, rgb2lab
 
 PAGES = {"light": "#ffffff", "dark": "#121212"}  # backgrounds of the theme
 TABLES = {"methods": style.METHODS, "bases": style.BASES, "gradients": style.GRADIENTS}
+TABLES["series"] = {f"number {place}": color for place, color in enumerate(style.SERIES)}
 
 # Machado, Oliveira, Fernandes, "A physiologically-based model for simulation of color vision deficiency",
 # IEEE TVCG 15(6), 2009: severity 1.0, on linear RGB.
