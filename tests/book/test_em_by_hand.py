@@ -44,4 +44,4 @@ def test_every_number_of_the_text_is_computed() -> None:
 def test_the_text_quotes_the_objective() -> None:
     text = " ".join(cell.source for cell in nbformat.read(CHAPTER, as_version=4).cells)
     before, after = computed()[-2:]
-    assert f"rises from {before:.3f} to {after:.3f}" in " ".join(text.split())
+    assert f"from {before:.3f} to {after:.3f}" in " ".join(text.split())
