@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ __all__ = [
     "Norm",
     "Renormalize",
     "check_choice",
+    "suggestion",
 ]
 
 Norm = Literal["l2", "layer", "none"]
@@ -57,3 +60,10 @@ def check_choice(name: str, value: object, words: Any) -> None:
     """Raise `ValueError` where ``value``, of the argument called ``name``, is none of the words of a `Literal` type."""
     if value not in get_args(words):
         raise ValueError(f"{name} must be one of {', '.join(get_args(words))}; got {value!r}")
+
+
+def suggestion(wrong: str, known: Iterable[str]) -> str:
+    """The end of a message about a name that there is not: the nearest one, and all that there are."""
+    known = list(known)
+    nearest = get_close_matches(wrong, known, n=1, cutoff=0.4)
+    return (f"did you mean {nearest[0]!r}? There" if nearest else "there") + f" are: {', '.join(known)}."

@@ -44,7 +44,7 @@ def roofline() -> Interactive:
         "size": {"b": IMAGES, "c": CHANNELS, "itemsize": ITEMSIZE},
         "bandwidth": bandwidth,
         "arithmetic": arithmetic,
-        "dials": {
+        "sliders": {
             "side": {"values": SIDES, "start": 65},
             "k": {"values": BASES, "start": 64},
             "iterations": {"values": ROUNDS, "start": 3},

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from emalab.choices import suggestion
 from emalab.data.camvid import CAMVID, load_camvid
 from emalab.data.cityscapes import CITYSCAPES, load_cityscapes
 from emalab.data.coco_stuff import (
@@ -19,7 +20,7 @@ from emalab.data.context import CONTEXT_59, CONTEXT_60, load_context
 from emalab.data.dataset import LabeledImages
 from emalab.data.errors import DataError
 from emalab.data.folder import folder_spec, load_folder
-from emalab.data.names import SCENES, check_name, is_folder_name, offer
+from emalab.data.names import SCENES, check_name, is_folder_name
 from emalab.data.parts import part_of, split_and_part
 from emalab.data.scene_settings import SceneSettings
 from emalab.data.shapes import FAR, POOLED, ShapesDataset, scenes_of
@@ -116,10 +117,13 @@ def _load(
 ) -> LabeledImages:
     whole, part = split_and_part(split)
     if whole not in splits:
-        raise DataError(f"{name} has no split {whole!r}; {offer(whole, splits)}")
+        raise DataError(f"{name} has no split {whole!r}; {suggestion(whole, splits)}")
     if scenes and (chosen := scenes.chosen()):
         if name not in SCENES:
-            raise DataError(f"{name} has no scenes to set {', '.join(chosen)} of; {' and '.join(SCENES)} have")
+            raise DataError(
+                f"data.scenes.{next(iter(chosen))} is a setting of generated scenes, and the data set is {name}; "
+                f"leave it out, or take {' or '.join(SCENES)}"
+            )
         return part_of(ShapesDataset(scenes_of(name, scenes), whole), part)
     return part_of(_entry(name).build(whole, None if root is None else Path(root)), part)
 

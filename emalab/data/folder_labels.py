@@ -5,12 +5,12 @@ from __future__ import annotations
 import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from emalab.choices import suggestion
 from emalab.data.dataset import Orientation, Reading
 from emalab.data.errors import DataError, MissingFileError, UnreadableFileError
 from emalab.data.images import MAX_PIXELS
@@ -152,9 +152,7 @@ def read_labels(path: Path) -> FolderLabels:
         raise DataError(f"{path}: has no key classes. It is to begin like this: classes: [ground, roof]")
     for key in content:
         if key not in keys:
-            near = get_close_matches(str(key), keys, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise DataError(f"{path}: {key!r} is no key; {hint}There are: {', '.join(keys)}.")
+            raise DataError(f"{path}: {key!r} is no key; {suggestion(str(key), keys)}")
     ignore = content.get("ignore")
     content["ignore"] = [ignore] if isinstance(ignore, int) else ignore
     for key in ("classes", "values", "colors", "ignore"):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from typing import Any
 
+from emalab.choices import suggestion
 from emalab.recipes import Recipe, recipe_from_dict, recipe_to_dict
 
 __all__ = ["BASE", "Cell", "Changes", "Run", "Study", "family", "override", "same_training"]
@@ -117,9 +117,7 @@ class Study:
         labels = [cell.label for cell in self.cells]
         for label in only:
             if label not in labels:
-                near = get_close_matches(label, labels, n=1)
-                hint = f"did you mean {near[0]!r}? " if near else ""
-                raise ValueError(f"study {self.name} has no cell {label!r}; {hint}There are: {', '.join(labels)}")
+                raise ValueError(f"study {self.name} has no cell {label!r}; {suggestion(label, labels)}")
         cells = [cell for cell in self.cells if not only or cell.label in only]
         return [
             Run(self.name, cell, self.recipe(cell, seed), self.question, self.test)

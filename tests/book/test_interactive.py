@@ -219,7 +219,7 @@ def small_data() -> dict[str, dict[str, Any]]:
     pixel = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
     picture = {"size": [6, 8], "photograph": pixel, "x": interactive.pack(x)}
     packed = interactive.pack(bases)
-    dial = {"momentum": [0.5, 0.9], "images": [2, 4], "scatter": [0, 40], "drift": [0, 2]}
+    control = {"momentum": [0.5, 0.9], "images": [2, 4], "scatter": [0, 40], "drift": [0, 2]}
     return {
         "landing": picture | {"bases": packed},
         "step-em": picture | {"starts": {"first": {"text": "first", "bases": packed}}, "scales": [0.5, 1, 2]},
@@ -235,7 +235,7 @@ def small_data() -> dict[str, dict[str, Any]]:
         "moving-average": {
             "noise": torch.randn(12, 4, generator=torch.Generator().manual_seed(0)).tolist(),
             "rest": 6,
-            "dials": {name: {"values": values, "start": values[-1]} for name, values in dial.items()},
+            "sliders": {name: {"values": values, "start": values[-1]} for name, values in control.items()},
         },
     }
 
@@ -421,7 +421,7 @@ class TestInABrowser:
             length(0.5, 2, 40, "after_mixing"),
             length(0.5, 2, 0, "after_mixing"),
         ]
-        assert said[-1] == said[0]  # all dials are back
+        assert said[-1] == said[0]  # all sliders are back
 
     def test_roofline(self, drive: Callable[[str, str], list[str]]):
         record = json.loads((BOOK / "results" / "h200-bench.json").read_text())

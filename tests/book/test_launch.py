@@ -1,9 +1,8 @@
 """What the book links to when it is built from a published repository, and that it links nowhere otherwise."""
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
+import launch
 import pytest
 import yaml
 
@@ -11,23 +10,13 @@ ROOT = Path(__file__).resolve().parents[2]
 ADDRESS, REF = "https://github.com/someone/emalab", "v0.1.0"
 
 
-@pytest.fixture(scope="module")
-def launch() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("launch", ROOT / "book" / "site" / "_ext" / "launch.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_a_book_of_no_address_links_nowhere(launch: ModuleType) -> None:
+def test_a_book_of_no_address_links_nowhere() -> None:
     assert launch.published_at({}) is None
     assert launch.published_at({"BOOK_REPOSITORY": "", "BOOK_REF": ""}) is None
 
 
 @pytest.mark.parametrize("spelling", [ADDRESS, ADDRESS + "/", ADDRESS + ".git"])
-def test_address_and_ref_come_from_the_environment(launch: ModuleType, spelling: str) -> None:
+def test_address_and_ref_come_from_the_environment(spelling: str) -> None:
     assert launch.published_at({"BOOK_REPOSITORY": spelling, "BOOK_REF": REF}) == (ADDRESS, REF)
 
 
@@ -42,12 +31,12 @@ def test_address_and_ref_come_from_the_environment(launch: ModuleType, spelling:
         (ADDRESS, "v1 && rm -r ~", "tag or a commit"),
     ],
 )
-def test_half_an_address_is_an_error(launch: ModuleType, address: str, ref: str, wrong: str) -> None:
+def test_half_an_address_is_an_error(address: str, ref: str, wrong: str) -> None:
     with pytest.raises(ValueError, match=wrong):
         launch.published_at({"BOOK_REPOSITORY": address, "BOOK_REF": ref})
 
 
-def test_only_github_gets_a_button_for_colab(launch: ModuleType) -> None:
+def test_only_github_gets_a_button_for_colab() -> None:
     options = launch.theme_options(ADDRESS, REF)
     assert options["repository_url"] == ADDRESS
     assert options["repository_branch"] == REF
@@ -57,14 +46,14 @@ def test_only_github_gets_a_button_for_colab(launch: ModuleType) -> None:
     assert launch.theme_options("https://git.example.org/someone/emalab", REF) == {}
 
 
-def test_pages_are_edited_on_a_branch(launch: ModuleType) -> None:
+def test_pages_are_edited_on_a_branch() -> None:
     edit = f"{ADDRESS}/edit/{REF}/book/pixels.ipynb"
     assert launch.on_branch(edit, REF, "main") == f"{ADDRESS}/edit/main/book/pixels.ipynb"
     colab = f"https://colab.research.google.com/github/someone/emalab/blob/{REF}/book/pixels.ipynb"
     assert launch.on_branch(colab, REF, "main") == colab
 
 
-def test_the_page_names_the_address_in_its_cell(launch: ModuleType) -> None:
+def test_the_page_names_the_address_in_its_cell() -> None:
     text = (ROOT / f"{launch.PAGE}.md").read_text(encoding="utf-8")
     filled = launch.with_place(text, ADDRESS, REF)
     assert f"!git clone {ADDRESS} emalab && git -C emalab checkout {REF}" in filled

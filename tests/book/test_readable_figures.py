@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import readable_figures
 from lab import style
-
-EXTENSION = Path(__file__).parents[2] / "book" / "site" / "_ext" / "readable_figures.py"
-
-
-@pytest.fixture(scope="module")
-def extension() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("readable_figures", EXTENSION)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize(("kind", "pixels"), [("svg", 0), ("png", 8), ("jpeg", 700)])
-def test_a_figure_notes_its_width_and_smallest_text(
-    extension: ModuleType, tmp_path: Path, kind: str, pixels: int
-) -> None:
+def test_a_figure_notes_its_width_and_smallest_text(tmp_path: Path, kind: str, pixels: int) -> None:
     with plt.rc_context():
         style.use()
         figure, axes = plt.subplots(figsize=(6, 4))
@@ -40,20 +25,20 @@ def test_a_figure_notes_its_width_and_smallest_text(
     assert drawn is not None
     path = tmp_path / f"figure.{kind}"
     path.write_bytes(drawn.encode() if isinstance(drawn, str) else drawn)
-    size = extension.size_of(path)
+    size = readable_figures.size_of(path)
     assert size.points == 8
     assert 3 < size.inches < 6.1  # cut to what is drawn
-    assert size.pixels == round(extension.LEAST * 72 / 8 * size.inches)
+    assert size.pixels == round(readable_figures.LEAST * 72 / 8 * size.inches)
 
 
-def test_other_pictures_are_left_alone(extension: ModuleType, tmp_path: Path) -> None:
+def test_other_pictures_are_left_alone(tmp_path: Path) -> None:
     plt.imsave(tmp_path / "photograph.png", np.zeros((4, 4)))
-    assert extension.size_of(tmp_path / "photograph.png") is None
+    assert readable_figures.size_of(tmp_path / "photograph.png") is None
 
 
-def test_pictures_on_a_page_carry_their_sizes(extension: ModuleType) -> None:
+def test_pictures_on_a_page_carry_their_sizes() -> None:
     page = '<img alt="one" src="../_images/one.svg" /> <img src="_images/two.png" />'
-    sized = extension.with_sizes(page, {"one.svg": extension.Size(7.2, 9.0)})
+    sized = readable_figures.with_sizes(page, {"one.svg": readable_figures.Size(7.2, 9.0)})
     assert sized == (
         '<img class="sized wide" data-inches="7.20" data-smallest="9" style="--readable: 547px" alt="one"'
         ' src="../_images/one.svg" /> <img src="_images/two.png" />'

@@ -2,24 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from types import ModuleType
-
 import pytest
+import reading_time
 from docutils import nodes
-
-EXTENSION = Path(__file__).parents[2] / "book" / "site" / "_ext" / "reading_time.py"
-
-
-@pytest.fixture(scope="module")
-def reading() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reading_time", EXTENSION)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def cell(*tags: str) -> nodes.container:
@@ -31,21 +16,21 @@ def cell(*tags: str) -> nodes.container:
     return whole
 
 
-def test_prose_and_visible_code_count(reading: ModuleType) -> None:
+def test_prose_and_visible_code_count() -> None:
     sentence = nodes.paragraph("", "", nodes.Text("three words and "), nodes.math("", "x = y + z"))
     page = nodes.section("", nodes.title("", "Two words"), sentence, cell())
-    assert reading.amount_of(page) == reading.Amount(words=2 + 3 + 1, lines=2)
+    assert reading_time.amount_of(page) == reading_time.Amount(words=2 + 3 + 1, lines=2)
 
 
-def test_what_is_folded_or_computed_does_not(reading: ModuleType) -> None:
+def test_what_is_folded_or_computed_does_not() -> None:
     folded = nodes.admonition("", nodes.paragraph("", "a box of words"), classes=["dropdown"])
     formula = nodes.math_block("", "a b c d")
     page = nodes.section("", folded, formula, nodes.comment("", "not shown"), cell("hide-input"), cell("hide-cell"))
-    assert reading.amount_of(page) == reading.Amount(0, 0)
+    assert reading_time.amount_of(page) == reading_time.Amount(0, 0)
 
 
 @pytest.mark.parametrize(
     ("words", "lines", "minutes"), [(0, 0, 5), (1400, 0, 5), (1600, 0, 10), (4000, 150, 35), (4000, 180, 40)]
 )
-def test_minutes_are_rounded_to_five(reading: ModuleType, words: int, lines: int, minutes: int) -> None:
-    assert reading.Amount(words, lines).minutes == minutes
+def test_minutes_are_rounded_to_five(words: int, lines: int, minutes: int) -> None:
+    assert reading_time.Amount(words, lines).minutes == minutes

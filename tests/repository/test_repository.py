@@ -1,7 +1,6 @@
 """What the repository promises about itself: notebooks, table of contents, links, API page, wheel, Makefile."""
 
 import ast
-import importlib.util
 import pydoc
 import re
 import shutil
@@ -10,8 +9,8 @@ import sys
 import zipfile
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 
+import api_reference
 import nbformat
 import pytest
 import yaml
@@ -123,16 +122,7 @@ def test_readme_python_runs(code: str, tmp_path: Path, monkeypatch: pytest.Monke
     exec(compile(code, "README.md", "exec"), {})
 
 
-@pytest.fixture(scope="module")
-def api_reference() -> ModuleType:
-    """The book's own extension that fills the API pages."""
-    spec = importlib.util.spec_from_file_location("api_reference", ROOT / "book" / "site" / "_ext" / "api_reference.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_each_module_is_on_one_api_page(api_reference: ModuleType):
+def test_each_module_is_on_one_api_page():
     pages = [api_reference.on_page(path.read_text(), emalab) for path in API_PAGES]
     found = [module.__name__ for page in pages for module in page]
     assert sorted(found) == [module.__name__ for module in api_reference.public_modules(emalab)]
@@ -155,7 +145,7 @@ def test_example_of_an_api_page_runs(page: Path):
 
 
 @pytest.mark.parametrize("name", emalab.__all__)
-def test_public_name_is_described(name: str, api_reference: ModuleType):
+def test_public_name_is_described(name: str):
     thing = getattr(emalab, name)
     if not callable(thing):
         return

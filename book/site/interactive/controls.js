@@ -1,7 +1,7 @@
 "use strict";
 /** What the figures share: elements, controls, maps, drawings that follow the page's size and theme. */
 (function (emalab) {
-  /** Colors of bases, to be told apart on light and on dark ground. */
+  /** Colors of bases, distinct on a light and on a dark page. */
   const PALETTE = [
     ...["#4477dd", "#ee7733", "#22a884", "#cc3377", "#ddaa22", "#7755cc", "#55bbee", "#997755"],
     ...["#88bb33", "#ee99bb", "#117788", "#bb4422", "#aa99ee", "#667788", "#ccc477", "#993388"],

@@ -72,7 +72,7 @@
       plot.redraw();
     }
 
-    const reset = () => ([grad, time].forEach((dial) => dial.reset()), show());
+    const reset = () => ([grad, time].forEach((control) => control.reset()), show());
     show();
     return [
       prompt('does the memory of grad="last" grow with T, and when does it equal grad="unroll"?'),

@@ -40,7 +40,7 @@
 
     function reset() {
       run.stop();
-      for (const dial of [count, time]) dial.reset();
+      for (const control of [count, time]) control.reset();
       show();
     }
 

@@ -55,7 +55,7 @@
     function reset() {
       x = matrix(data.points);
       selected = 0;
-      for (const dial of [number, scale]) dial.reset();
+      for (const control of [number, scale]) control.reset();
       restart();
     }
 

@@ -19,20 +19,20 @@
    * @param {object} data
    * @param {number[][]} data.noise standard normal, (batches, images)
    * @param {number} data.rest from which batch on the right direction rests
-   * @param {Record<"momentum" | "images" | "scatter" | "drift", {values: number[], start: number}>} data.dials
+   * @param {Record<"momentum" | "images" | "scatter" | "drift", {values: number[], start: number}>} data.sliders
    *   α; images per batch; degrees by which images differ; degrees per batch by which the right direction turns
    */
   emalab.figures["moving-average"] = function (data) {
     const last = data.noise.length;
-    const { dials } = data;
+    const { sliders } = data;
     const START = Math.floor(last / 4); // so that there is a way to be seen
     let t, histories;
 
     const degrees = (value) => `${value}°`;
-    const momentum = slider("momentum α", dials.momentum.values, dials.momentum.start, compute);
-    const images = slider("images per batch", dials.images.values, dials.images.start, compute);
-    const scatter = slider("images differ by", dials.scatter.values, dials.scatter.start, compute, degrees);
-    const drift = slider("turn per batch", dials.drift.values, dials.drift.start, compute, degrees);
+    const momentum = slider("momentum α", sliders.momentum.values, sliders.momentum.start, compute);
+    const images = slider("images per batch", sliders.images.values, sliders.images.start, compute);
+    const scatter = slider("images differ by", sliders.scatter.values, sliders.scatter.start, compute, degrees);
+    const drift = slider("turn per batch", sliders.drift.values, sliders.drift.start, compute, degrees);
     const rule = choice("length", RULES, show);
     const time = slider("batch", Array.from({ length: last + 1 }, (_, i) => i), START, seek);
     const run = player("Run", step, 60, { ended: () => t === last, rewind: () => seek(0) });
@@ -70,7 +70,7 @@
 
     function reset() {
       run.stop();
-      for (const dial of [momentum, images, scatter, drift, rule, time]) dial.reset();
+      for (const control of [momentum, images, scatter, drift, rule, time]) control.reset();
       t = time.value;
       compute();
     }

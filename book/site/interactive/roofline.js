@@ -21,16 +21,16 @@
    * @param {{b: number, c: number, itemsize: number}} data.size what stays the same
    * @param {number} data.bandwidth bytes per second
    * @param {number} data.arithmetic operations per second
-   * @param {Record<"side" | "k" | "iterations", {values: number[], start: number}>} data.dials N = side², K, T
+   * @param {Record<"side" | "k" | "iterations", {values: number[], start: number}>} data.sliders N = side², K, T
    * @param {{method: "em" | "nonlocal", side: number, k: number, iterations: number, seconds: number}[]} data.measured
    * @param {Record<"em" | "nonlocal", string>} data.colors
    */
   emalab.figures.roofline = function (data) {
-    const { bandwidth, arithmetic, dials } = data;
+    const { bandwidth, arithmetic, sliders } = data;
     const line = status();
-    const side = slider("positions N", dials.side.values, dials.side.start, show, (value) => `${value}²`);
-    const bases = slider("bases K", dials.k.values, dials.k.start, show);
-    const rounds = slider("iterations T", dials.iterations.values, dials.iterations.start, show);
+    const side = slider("positions N", sliders.side.values, sliders.side.start, show, (value) => `${value}²`);
+    const bases = slider("bases K", sliders.k.values, sliders.k.start, show);
+    const rounds = slider("iterations T", sliders.iterations.values, sliders.iterations.start, show);
     const roof = drawing("Operations per second against operations per byte, under the roof", 1.7, draw);
 
     function points() {
@@ -105,7 +105,7 @@
       return element("p", { class: "emalab-key" }, ...items, "filled: the best possible; ring: measured");
     }
 
-    const reset = () => ([side, bases, rounds].forEach((dial) => dial.reset()), show());
+    const reset = () => ([side, bases, rounds].forEach((control) => control.reset()), show());
     show();
     return [
       prompt("how many bases does EM attention need until arithmetic limits it, and does T matter for that?"),

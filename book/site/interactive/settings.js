@@ -83,7 +83,7 @@
     }
 
     function reset() {
-      for (const dial of [setting, set]) dial.reset();
+      for (const control of [setting, set]) control.reset();
       restart();
     }
 

@@ -68,7 +68,7 @@
     }
 
     function reset() {
-      for (const dial of [number, scale, from]) dial.reset();
+      for (const control of [number, scale, from]) control.reset();
       restart();
     }
 

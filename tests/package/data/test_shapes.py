@@ -52,7 +52,11 @@ def test_every_setting_belongs_to_scenes():
         ("shapes-far:gap=6", {}, "no data set 'shapes-far:gap=6'; say shapes-far, and set its scenes: --data.scenes"),
         ("shapes-far", {"shift": 3}, "shapes-far has no setting 'shift'; it has size, spacing, key_size, gap, grain"),
         ("shapes-pooled", {"grain": -1.0}, "grain is -1.0; it must not be negative"),
-        ("voc", {"grain": 3.0}, "voc has no scenes to set grain of; shapes-pooled and shapes-far have"),
+        (
+            "voc",
+            {"grain": 3.0},
+            "data.scenes.grain is a setting of generated scenes, and the data set is voc",
+        ),
     ],
 )
 def test_settings_that_mean_nothing(name, settings, reason):
@@ -187,7 +191,7 @@ def test_pooled_evidence_is_weak_locally_and_decisive_globally():
     assert best_accuracy(PooledScenes(), None) > 0.98
 
 
-def test_pooled_limits_of_the_dials():
+def test_pooled_limits_of_the_settings():
     scene = ShapesDataset(PooledScenes(), length=1).scene(0)
     assert PooledScenes(shift=0).bayes_accuracy(scene) == 0.5
     assert PooledScenes(shift=0, spread=0, grain=0).bayes_accuracy(scene) == 0.5
