@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import about_pages
 import identity
 import landing
@@ -12,8 +10,6 @@ import pytest
 from docutils import nodes
 from lab.findings import FINDINGS, Estimate, Finding
 from PIL import Image
-
-SITE = Path(__file__).parents[2] / "book" / "site"
 
 
 class TestCards:
