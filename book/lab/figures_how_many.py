@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from emalab.recipes import OptimConfig, Recipe
 from emalab.studies.statistics import Interval
 from emalab.studies.summary import StudySummary, scores_by_seed
 from emalab.trainer import RunOptions, Trainer
+from lab.style import SERIES
 from lab.verdicts import AGAIN, PAIRS, POOLED
 
 __all__ = [
@@ -310,9 +312,11 @@ def converge(
 def draw_convergence(found: Mapping[str, Convergence]) -> Figure:
     """Objective, bases and labels against the number of iterations, a line for each image."""
     figure, panels = plt.subplots(1, 3, figsize=(8.6, 3.2), layout="constrained")
-    for name, one in found.items():
+    kinds = product(("-", "--"), SERIES)
+    for (name, one), (dashes, color) in zip(found.items(), kinds, strict=False):
         steps = list(one.changed)
         look: dict[str, Any] = {"linewidth": 1.3, "marker": ".", "label": name}
+        look |= {"color": color, "linestyle": dashes}
         panels[0].plot(steps, [1 - float(one.climb[t]) for t in steps], **look)
         panels[1].plot(steps, [float(one.moves[t - 1]) for t in steps], **look)
         panels[2].plot(steps, [100 * share for share in one.changed.values()], **look)

@@ -187,12 +187,20 @@ def origin(found: StudySummary) -> str:
     )
 
 
+def _labels_of(studies: Sequence[StudySummary]) -> list[str]:
+    """The cells that any of the studies compares with its baseline."""
+    labels = dict.fromkeys(row.label for found in studies for row in found.rows)
+    return [
+        label for label in labels if any(_compared(found, label) for found in studies)
+    ]
+
+
 def difference_figure(
     panels: Mapping[str, StudySummary],
     names: Mapping[str, str] | None = None,
     more: Mapping[str, Mapping[str, Interval]] | None = None,
 ) -> Figure:
-    """Differences from the baseline: a panel for each title, at most three side by side, all on the same rows.
+    """Differences from the baseline: a panel for each title, at most three side by side, on the same rows.
 
     An interval from few seeds leaves the panel where it is very wide; the legend below names the marks.
 
@@ -202,26 +210,25 @@ def difference_figure(
         more: title → label → a second interval, from all runs of the baseline, see `from_more_seeds`.
     """
     names, more = names or {}, more or {}
-    labels = list(
-        dict.fromkeys(row.label for found in panels.values() for row in found.rows)
-    )
-    labels = [
-        label
-        for label in labels
-        if any(_compared(found, label) for found in panels.values())
-    ]
     columns = 2 if len(panels) == 4 else min(len(panels), 3)
-    rows = -(-len(panels) // columns)
-    size = (
-        1.8 + (2.2 if columns > 2 else 3) * columns,
-        0.5 + rows * (0.7 + 0.28 * len(labels)),
-    )
+    studies = list(panels.values())
+    beside = [studies[at : at + columns] for at in range(0, len(studies), columns)]
+    shown = [_labels_of(row) for row in beside]
+    heights = [0.7 + 0.28 * len(labels) for labels in shown]
+    size = (1.8 + (2.2 if columns > 2 else 3) * columns, 0.5 + sum(heights))
     figure, axes = plt.subplots(
-        rows, columns, figsize=size, sharey=True, squeeze=False, layout="constrained"
+        len(beside),
+        columns,
+        figsize=size,
+        sharey="row",
+        squeeze=False,
+        layout="constrained",
+        height_ratios=heights,
     )
     for axis in axes.flat[len(panels) :]:
         axis.remove()
-    for axis, (title, found) in zip(axes.flat, panels.items(), strict=False):
+    for place, (title, found) in enumerate(panels.items()):
+        axis, labels = axes.flat[place], shown[place // columns]
         for height, label in enumerate(labels):
             if _compared(found, label):
                 _draw_difference(axis, found, label, height)
