@@ -7,7 +7,7 @@ from pathlib import Path
 
 from emalab.choices import suggestion
 from emalab.data.camvid import CAMVID, load_camvid
-from emalab.data.cityscapes import CITYSCAPES, load_cityscapes
+from emalab.data.cityscapes import CITYSCAPES, CITYSCAPES_256, load_cityscapes, load_cityscapes_256
 from emalab.data.coco_stuff import (
     COCO_STUFF_10K,
     COCO_STUFF_164K,
@@ -50,6 +50,7 @@ DATASETS: dict[str, DatasetEntry] = {
         DatasetEntry(COCO_STUFF_164K, load_coco_stuff_164k),
         DatasetEntry(COCO_VOC, load_coco_voc),
         DatasetEntry(CITYSCAPES, load_cityscapes),
+        DatasetEntry(CITYSCAPES_256, load_cityscapes_256),
         DatasetEntry(POOLED, lambda split, _: ShapesDataset(scenes_of(POOLED.name), split)),
         DatasetEntry(FAR, lambda split, _: ShapesDataset(scenes_of(FAR.name), split)),
     )

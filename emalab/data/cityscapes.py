@@ -1,14 +1,17 @@
-"""Cityscapes: street scenes of 50 cities, 2048×1024, 19 classes.
+"""Cityscapes: street scenes of 50 cities, 2048×1024, 19 classes; and a copy of its scenes at 256×256.
 
-M. Cordts et al., "The Cityscapes dataset for semantic urban scene understanding", CVPR 2016. Here for the networks of
-mmsegmentation, which were trained on it.
+M. Cordts et al., "The Cityscapes dataset for semantic urban scene understanding", CVPR 2016. The whole release is here
+for the networks of mmsegmentation, which were trained on it; the copy, for the book's studies. Its images are those of
+pix2pix (P. Isola et al., CVPR 2017). Its labels were decoded from colors in JPEG files, so that a fifth of the pixels,
+at boundaries above all, is ignored: scores on it are comparable with each other alone.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from emalab.data.dataset import FilePair, SegmentationDataset
 from emalab.data.errors import MissingFileError
-from emalab.data.lists import require_root
+from emalab.data.lists import files_by_name, require_root
 from emalab.data.spec import Color, DatasetSpec
 
 _CLASSES: dict[str, tuple[int, Color]] = {  # name -> value in *_labelIds.png, color
@@ -43,6 +46,17 @@ CITYSCAPES = DatasetSpec(
     split_sizes=(2975, 500),
 )
 
+_RARE = ("traffic light", "rider", "train", "motorcycle")  # below 0.15 % of the labeled pixels each
+
+CITYSCAPES_256 = replace(
+    CITYSCAPES,
+    name="cityscapes-256",
+    title="Cityscapes 256×256",
+    source="Cityscapes in pix2pix's release (2975 train, 500 val); non-commercial research use",
+    report_name="cityscapes-256-15",
+    report_classes=tuple(name for name in _CLASSES if name not in _RARE),
+)
+
 _STORED = range(34)
 _LABELS = dict.fromkeys(_STORED, CITYSCAPES.ignore_index) | {
     value: label for label, (value, _) in enumerate(_CLASSES.values())
@@ -68,3 +82,18 @@ def load_cityscapes(split: str, root: Path | None) -> SegmentationDataset:
     names = [(path.parent.name, path.name.removesuffix("_leftImg8bit.png")) for path in images]
     masks = [labels / city / f"{name}_gtFine_labelIds.png" for city, name in names]
     return SegmentationDataset(CITYSCAPES, map(FilePair, images, masks), _LABELS)
+
+
+def load_cityscapes_256(split: str, root: Path | None) -> SegmentationDataset:
+    """`cityscapes-256/{images,masks}/{train,val}/NAME.*` under `root`, with labels 0–18 and 255 for ignored pixels.
+
+    Raises:
+        DataError: there is no such root, or no image of the split.
+    """
+    root = require_root(root, CITYSCAPES_256.name, "cityscapes-256/")
+    images, masks = (root / CITYSCAPES_256.name / kind / split for kind in ("images", "masks"))
+    files = files_by_name(images, ".png", ".jpg")
+    if not files:
+        raise MissingFileError(f"{images} has no images; it should have NAME.jpg, and {masks} NAME.png for each.")
+    pairs = [FilePair(files[name], masks / f"{name}.png") for name in sorted(files)]
+    return SegmentationDataset(CITYSCAPES_256, pairs)

@@ -14,7 +14,7 @@ SCENES = ("shapes-pooled", "shapes-far")
 
 BENCHMARKS = (
     *("camvid", "voc", "voc-animals", "context-59", "context-60"),
-    *("coco-stuff-10k", "coco-stuff-164k", "coco-voc", "cityscapes"),
+    *("coco-stuff-10k", "coco-stuff-164k", "coco-voc", "cityscapes", "cityscapes-256"),
     *SCENES,
 )
 """Every name that `emalab.data.load_dataset` knows, in the order of lists."""

@@ -212,6 +212,7 @@ _NOT_TO_BE_HAD = {
     "cityscapes": "cityscapes is given to registered users alone, and needs no conversion. Download "
     "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from its site, and unpack both into cityscapes/ in the "
     "data root.",
+    "cityscapes-256": "cityscapes-256 is a small copy of Cityscapes whose labels have no public release.",
 }
 
 

@@ -43,7 +43,7 @@ def test_a_bare_name_is_looked_up_in_the_clone(capsys: pytest.CaptureFixture[str
 
 def test_every_network_can_be() -> None:
     """Options that exclude each other would cost a run each."""
-    for study in (STUDIES["shapes"], STUDIES["camvid"]):
+    for study in (STUDIES["shapes"], STUDIES["camvid"], STUDIES["cityscapes-256"]):
         for cell in study.cells:
             model = study.recipe(cell).model
             build_segmenter(replace(model, backbone="tiny", backbone_weights=None, output_stride=4, channels=8))

@@ -7,7 +7,7 @@ import pytest
 from tiny_data import SIZE, save_image, save_mask
 
 from emalab.data import DataError, load_dataset
-from emalab.data.cityscapes import CITYSCAPES
+from emalab.data.cityscapes import CITYSCAPES, CITYSCAPES_256
 
 
 @pytest.fixture
@@ -43,3 +43,20 @@ def test_a_value_beyond_the_release_is_refused(root: Path):
 def test_nothing_unpacked(root: Path):
     with pytest.raises(DataError, match=r"train has no images .*Unpack leftImg8bit_trainvaltest\.zip"):
         load_dataset("cityscapes", "train", root)
+
+
+def test_the_small_copy(tmp_path: Path):
+    folder = tmp_path / "cityscapes-256"
+    for name, label in (("00002", 255), ("00001", 18)):
+        save_image(folder / f"images/val/{name}.jpg")
+        save_mask(folder / f"masks/val/{name}.png", np.full(SIZE, label, np.uint8))
+    first, second = load_dataset("cityscapes-256", "val", tmp_path)
+    assert (first.name, second.name) == ("00001", "00002")
+    assert (first.mask.unique().tolist(), second.mask.unique().tolist()) == ([18], [255])
+    with pytest.raises(DataError, match=r"images/train.* has no images; it should have NAME\.jpg"):
+        load_dataset("cityscapes-256", "train", tmp_path)
+
+
+def test_the_small_copy_s_score_leaves_out_rare_classes():
+    counted = {CITYSCAPES_256.classes[index] for index in CITYSCAPES_256.report_indices}
+    assert set(CITYSCAPES_256.classes) - counted == {"traffic light", "rider", "train", "motorcycle"}
