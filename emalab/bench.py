@@ -21,7 +21,18 @@ from emalab.tables import aligned
 
 _CHECKED = 256  # positions of non-local attention that are compared: the whole matrix in float64 fills any memory first
 
-__all__ = ["Ceilings", "Method", "Row", "Size", "benchmark", "format_table", "measure_ceilings", "time_of", "to_record"]
+__all__ = [
+    "Ceilings",
+    "Method",
+    "Row",
+    "Size",
+    "benchmark",
+    "captured",
+    "format_table",
+    "measure_ceilings",
+    "time_of",
+    "to_record",
+]
 
 
 @dataclass(frozen=True)
@@ -139,8 +150,8 @@ def _measure(method: Method, size: Size, device: torch.device, ceilings: Ceiling
             run()
             memory = torch.cuda.max_memory_allocated(device) - before
         called = time_of(run, device, seconds)
-        if device.type == "cuda":
-            replayed = _replayed(run, device, seconds)
+        if device.type == "cuda" and (graph := captured(run, device)) is not None:
+            replayed = time_of(graph.replay, device, seconds)
         return row(seconds=called, error=error, memory=memory, replayed=replayed)
     except (RuntimeError, ValueError) as failure:  # out of memory, no kernel here: a row without a time
         return row(failure=str(failure).strip().split("\n")[0])
@@ -191,8 +202,8 @@ def _times(run: Callable[[], object], device: torch.device, seconds: float) -> l
         return _recorded(run, seconds)
 
 
-def _replayed(run: Callable[[], object], device: torch.device, seconds: float) -> float | None:
-    """Median seconds of a CUDA graph of the call; None if it cannot be recorded."""
+def captured(run: Callable[[], object], device: torch.device) -> torch.cuda.CUDAGraph | None:
+    """A CUDA graph of a call that has run before; None if it cannot be recorded."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(device):
         try:
@@ -200,7 +211,7 @@ def _replayed(run: Callable[[], object], device: torch.device, seconds: float) -
                 run()
         except RuntimeError:
             return None
-    return time_of(graph.replay, device, seconds)
+    return graph
 
 
 def _clocked(run: Callable[[], object], seconds: float) -> list[float]:

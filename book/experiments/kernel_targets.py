@@ -34,6 +34,7 @@ GPUS = {
 }
 SHAPES = ((64, 512), (64, 128), (17, 99), (256, 512), (256, 1024))  # bases, channels
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+STRIDES = ("stride_b", "start_stride")  # of the kernel's arguments
 PROCESSORS = 100  # the images below are shared by as many programs as on such a GPU
 IMAGES, POSITIONS = 16, 65**2
 
@@ -80,7 +81,7 @@ def compile_plan(
     aligned = {
         (place,): [["tt.divisibility", 16]]
         for place, name in enumerate(names)
-        if name.endswith("_ptr") and name != "counter_ptr"
+        if (name.endswith("_ptr") and name != "counter_ptr") or name in STRIDES
     }
     source = ASTSource(
         em_kernel, {name: signature[name] for name in names}, constants, aligned
@@ -98,12 +99,12 @@ def compile_plan(
 
 def _signature(plan: Plan, dtype: str) -> dict[str, str]:
     """Types of the kernel's arguments, as Triton writes them."""
-    features = ("x_ptr", "bases_ptr", "result_ptr", "z_ptr", "out_ptr")
-    numbers = ("positions", "stride_b", "begin_t", "end_t", "num_iters")
+    features = ("x_ptr", "start_ptr", "bases_ptr", "result_ptr", "z_ptr", "out_ptr")
+    numbers = (*STRIDES, "positions", "begin_t", "end_t", "num_iters")
     return {
         **dict.fromkeys(features, f"*{dtype}"),
         "x_desc": f"tensordesc<{dtype}[1,{plan.block_n},{plan.block_c}]>",
-        "weighted_ptr": "*fp32",
+        "weighted_ptr": f"*{dtype if plan.half_sums else 'fp32'}",
         "total_ptr": "*fp32",
         "counter_ptr": "*i32",
         **dict.fromkeys(numbers, "i32"),

@@ -34,8 +34,18 @@ def attend(x: Tensor, bases: Tensor, settings: EMSettings) -> tuple[Tensor, Tens
         return fused(in_autocast_type(x), bases, num_iters, scale, norm, eps, clamp, relu, wide)
 
 
-@torch.library.custom_op("emalab::em_attention", mutates_args=())
-def fused(
+# Declared by its schema rather than by `torch.library.custom_op`: there are no gradients here, and its steps for them
+# take the host as long as two launches.
+torch.library.define(
+    "emalab::em_attention",
+    "(Tensor x, Tensor bases, int num_iters, float scale, str norm, float eps, bool clamp, bool relu, bool wide)"
+    " -> (Tensor, Tensor, Tensor)",
+)
+fused = torch.ops.emalab.em_attention.default
+
+
+@torch.library.impl("emalab::em_attention", "default")
+def _fused(
     x: Tensor,
     bases: Tensor,
     num_iters: int,
@@ -53,7 +63,7 @@ def fused(
     return launch(x, bases, num_iters, scale, norm, eps, clamp, relu, torch.float32 if wide else x.dtype)
 
 
-@fused.register_fake
+@torch.library.register_fake("emalab::em_attention")
 def _empty(
     x: Tensor,
     bases: Tensor,

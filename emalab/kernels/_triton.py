@@ -90,12 +90,13 @@ def _accumulate(
         weighted = tl.dot(tl.trans(x), z.to(x.dtype), weighted)
         if keep:
             _keep(z_ptr, z, first, in_n, in_k, stop, K)
-    tl.store(
-        weighted_ptr + in_k[None, :] * C + in_c[:, None],
-        weighted,
-        mask=(in_k[None, :] < K) & (in_c[:, None] < C),
-    )
-    tl.store(total_ptr + in_k, tl.sum(total, axis=0), mask=in_k < K)
+    sums = tl.sum(total, axis=0)
+    if weighted_ptr.dtype.element_ty != tl.float32:  # sums over many positions may exceed it, and means do not
+        weighted *= tl.where(sums > 0, 1 / sums, 0.0)[None, :]
+    at = in_k[None, :] * C + in_c[:, None]
+    there_ck = (in_k[None, :] < K) & (in_c[:, None] < C)
+    tl.store(weighted_ptr + at, weighted.to(weighted_ptr.dtype.element_ty), mask=there_ck)
+    tl.store(total_ptr + in_k, sums, mask=in_k < K)
 
 
 @triton.jit
@@ -191,9 +192,12 @@ def _finish(
                 other=0.0,
                 cache_modifier=".cg",
             )
-            weighted += tl.sum(parts, axis=0)
             there = there_p[:, None] & (r < stop)[None, :]
-            total += tl.sum(tl.load(total_ptr + row, mask=there, other=0.0, cache_modifier=".cg"), axis=0)
+            sums = tl.load(total_ptr + row, mask=there, other=0.0, cache_modifier=".cg")
+            if weighted_ptr.dtype.element_ty != tl.float32:
+                parts = parts.to(tl.float32) * sums[:, :, None]
+            weighted += tl.sum(parts, axis=0)
+            total += tl.sum(sums, axis=0)
         bases = _divide(weighted, total[:, None], eps, CLAMP)
         if NORM == "l2":
             bases = _divide(bases, tl.sqrt(tl.sum(bases * bases, axis=1))[:, None], eps, CLAMP)
@@ -256,27 +260,30 @@ def _meet(counter_ptr, arrivals):
 def em_kernel(
     x_ptr,  # (b, n, c), channels side by side
     x_desc,  # the same for the copy engine, in tiles (1, BLOCK_N, BLOCK_C); None has accumulate go in chunks
+    start_ptr,  # (k, c) or (b, k, c), the bases of the first E-step
     bases_ptr,  # (b, k, c), overwritten in every iteration
     result_ptr,  # (b, k, c), the same memory or another type
     z_ptr,  # (b, n, k)
     out_ptr,  # (b, n, c)
-    weighted_ptr,  # (b, programs, k, c), scratch
+    weighted_ptr,  # (b, programs, k, c), scratch: sums in float32, or means in the features' type
     total_ptr,  # (b, programs, k), scratch
-    counter_ptr,  # (b,), zeros
+    counter_ptr,  # (b,), zeros; None where no programs meet
     positions,
     stride_b,
+    start_stride,  # 0 where all images share the first bases
     begin_t,
     end_t,
     num_iters,
     scale,
     eps,
+    PHASE: tl.constexpr,
     STRIDE: tl.constexpr,
-    K: tl.constexpr,
-    C: tl.constexpr,
     NORM: tl.constexpr,
     CLAMP: tl.constexpr,
     RELU: tl.constexpr,
-    PHASE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -285,7 +292,6 @@ def em_kernel(
     BLOCK_R: tl.constexpr,
     OUT_N: tl.constexpr,
     STAGES: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """Iterations begin_t … end_t of num_iters: all phases of them, or one."""
     program, programs, image = tl.program_id(0), tl.num_programs(0), tl.program_id(1).to(tl.int64)
@@ -293,6 +299,7 @@ def em_kernel(
     begin = program * span
     stop = tl.minimum(begin + span, positions)
     x_ptr += image * stride_b
+    start_ptr += image * start_stride
     bases_ptr += image * K * C
     result_ptr += image * K * C
     z_ptr += image * positions * K
@@ -303,10 +310,11 @@ def em_kernel(
     log_scale = scale * _LOG2_E
     for t in tl.range(begin_t, end_t, disable_licm=True):
         if PHASE == _ALL or PHASE == _ACCUMULATE:
+            before_ptr = tl.where(t == 0, start_ptr, bases_ptr)
             if x_desc is None:
                 _accumulate_in_chunks(
                     x_ptr,
-                    bases_ptr,
+                    before_ptr,
                     z_ptr,
                     own_weighted,
                     own_total,
@@ -325,7 +333,7 @@ def em_kernel(
             else:
                 _accumulate(
                     x_desc,
-                    bases_ptr,
+                    before_ptr,
                     z_ptr,
                     own_weighted,
                     own_total,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -115,6 +116,57 @@ class TestLimits:
     def test_importing_the_package_does_not_import_triton(self) -> None:
         code = "import sys, emalab, emalab.kernels; assert not [m for m in sys.modules if m.split('.')[0] == 'triton']"
         subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+class TestLauncher:
+    """With a stand-in for Triton's kernel, which a CPU cannot launch."""
+
+    def test_triton_chooses_once_for_each_kind_and_phase(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("triton", reason="the launcher is Triton's")
+        from emalab.kernels import _launch
+
+        chosen: list[tuple[Any, ...]] = []
+        launched: list[tuple[Any, ...]] = []
+
+        class Code(dict[Any, Any]):
+            def __missing__(self, grid: tuple[int, ...]) -> Any:
+                return lambda *arguments: launched.append((grid, *arguments))
+
+        names = list(inspect.signature(_launch.em_kernel.fn).parameters)
+
+        class Kernel:
+            def __getitem__(self, grid: tuple[int, ...]) -> Any:
+                def choose(*arguments: Any, **constants: Any) -> Code:
+                    chosen.append((grid, *arguments, constants))
+                    return Code()
+
+                return choose
+
+        monkeypatch.setattr(_launch, "em_kernel", Kernel())
+        monkeypatch.setattr(_launch, "_plan_for", lambda *_: make_plan(2, 40, 5, 24, torch.float32, 4))
+        _launch._launcher.cache_clear()
+        x, bases = problem(2, 40, 5, 24)
+        for features, start, scale, norm, expected in (
+            (x, bases, 1.0, "l2", 1),
+            (x, bases, 0.5, "l2", 1),  # a number that Triton does not look at
+            (x, bases, 1.0, "none", 2),
+            (x, torch.stack([bases, bases]), 1.0, "l2", 3),
+            (torch.empty(2 * 40 * 24 + 1)[1:].view_as(x), bases, 1.0, "l2", 4),
+            (torch.empty(2, 40, 48)[..., :24], bases, 1.0, "l2", 5),
+            (x.half(), bases, 1.0, "l2", 6),
+            (x, bases, 1.0, "l2", 6),
+        ):
+            _launch.launch(features, start, 3, scale, norm, 1e-6, False, False, features.dtype)
+            assert len(chosen) == expected
+        _launch._launcher.cache_clear()
+        assert len(chosen) + len(launched) == 8
+        grid, *arguments, constants = chosen[0]
+        again_grid, *again = launched[-1]
+        assert again_grid == grid == (2, 2, 1)
+        for option in ("num_warps", "num_stages", "launch_cooperative_grid"):
+            del constants[option]
+        assert names == [*names[: len(arguments)], *constants]  # what is launched by place is chosen by name
+        assert again[len(arguments) :] == list(constants.values())
 
 
 class TestRelu:
@@ -366,6 +418,24 @@ class TestOnGPU:
         for left, middle, right in zip(*results, strict=True):
             assert torch.equal(left, middle)
             assert torch.equal(middle, right)
+
+    def test_code_that_is_kept_serves_only_what_it_was_made_for(self) -> None:
+        """The second call of a kind goes past Triton's choice of code; what it chooses by is not the same for these."""
+        x, bases = problem(2, 300, 20, 99, torch.float16, GPU)
+        wide = torch.empty(x.numel() + 1, dtype=x.dtype, device=GPU)
+        shifted = wide[1:].view_as(x).copy_(x)  # no longer at a multiple of 16 bytes
+        own = torch.stack([bases, bases.flip(0)])
+        for features, start, settings in (
+            (x, bases, {}),
+            (shifted, bases, {}),
+            (x, own, {}),
+            (x, bases.float(), {"num_iters": 2, "scale": 0.5}),
+            (x[:, :200], bases, {"norm": "none"}),
+            (x, bases, {"clamp": True, "eps": 1e-3}),
+        ):
+            exact = em_attention(features.double(), start.double(), **settings)
+            for _ in range(3):
+                assert difference(em_attention(features, start, backend="triton", **settings), exact) < 2e-3
 
     def test_double_takes_the_torch_path(self) -> None:
         x, bases = problem(1, 50, 4, 8, torch.float64, GPU)
