@@ -103,18 +103,19 @@ def ways(size: Size, device: torch.device, ceilings: Ceilings) -> Iterator[Way]:
     x = random(size.b, size.n, size.c)
     bases = F.normalize(random(size.k, size.c), dim=-1)
     first = x.mT.contiguous(), bases.T.expand(size.b, -1, -1).contiguous()
-    heads = [random(size.b, 1, size.n, size.c // 2) for _ in range(3)]
+    q, k, v = (random(size.b, 1, size.n, size.c // 2) for _ in range(3))
     torch.compiler.reset()
     backend = "inductor" if device.type == "cuda" else "eager"
     compiled = torch.compile(channels_last, dynamic=False, backend=backend)
     iterations = size.iterations
     exact = channels_last(x[:1].double(), bases.double(), iterations)
-    attended = F.scaled_dot_product_attention(*(one[:1].double() for one in heads))
+    flash = F.scaled_dot_product_attention
+    attended = flash(q[:1].double(), k[:1].double(), v[:1].double())
     runs: dict[str, tuple[Callable[[], Tensor], Tensor]] = {
         "em-torch": (lambda: channels_last(x, bases, iterations), exact),
         "em-compiled": (lambda: compiled(x, bases, iterations), exact),
         "em-public": (lambda: channels_first(*first, iterations), exact.mT),
-        "non-local-flash": (lambda: F.scaled_dot_product_attention(*heads), attended),
+        "non-local-flash": (lambda: flash(q, k, v), attended),
     }
     if device.type == "cuda":
         fused: Any = {"num_iters": iterations, "backend": "triton"}
@@ -131,7 +132,8 @@ def ways(size: Size, device: torch.device, ceilings: Ceilings) -> Iterator[Way]:
         )
         error = float((run()[:1].double() - expected).norm() / expected.norm())
         graph = captured(run, device) if device.type == "cuda" else None
-        yield Way(method, size, run, floor, error, [], [], [], graph and graph.replay)
+        replay = graph.replay if graph else None
+        yield Way(method, size, run, floor, error, [], [], [], replay)
 
 
 def measure(way: Way, device: torch.device, seconds: float) -> None:

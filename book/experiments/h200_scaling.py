@@ -22,6 +22,7 @@ from torch.utils.benchmark import Timer
 
 from emalab.options import RunOptions
 from emalab.recipes import get_recipe
+from emalab.recipes.config import Execution
 from emalab.results import find_origin, read_record, write_record
 from lab.training_step import step_times, tiny
 
@@ -38,6 +39,8 @@ class Arguments:
     """Recipe, by name."""
     batch_per_gpu: int = 16
     """Images of each GPU."""
+    executions: tuple[Execution, ...] = ("eager", "cuda_graph")
+    """How a step is run."""
     tiny: bool = False
     """An eager step of a tiny network on the CPU: tries the program, measures nothing."""
 
@@ -63,8 +66,8 @@ def main(arguments: Arguments) -> None:
     recipe = replace(recipe, optim=replace(recipe.optim, batch_size=batch * ranks))
     warm_up, repeats = (1, 1) if arguments.tiny else (6, 4)
     rows: list[dict[str, Any]] = []
-    for execution in ("eager",) if arguments.tiny else ("eager", "cuda_graph"):
-        changed = replace(recipe, execution=execution)  # type: ignore[arg-type]
+    for execution in arguments.executions[: 1 if arguments.tiny else None]:
+        changed = replace(recipe, execution=execution)
         rows.append(step_times(changed, options, warm_up, repeats))
     device = torch.device("cpu" if arguments.tiny else "cuda")
     if dist.is_initialized():
