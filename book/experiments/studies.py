@@ -22,9 +22,9 @@ _ITERATIONS = (1, 2, 3, 4, 6, 8)
 _AT_TEST = (*_ITERATIONS, 16)
 _HEADLINE = 5  # seeds of the rows that conclusions hang on
 
-# Chosen by the study cityscapes-256-rates, on a part of train that was held out.
-_CITYSCAPES_LR = {"none": 1e-3, "non_local": 1e-3, "ema": 1e-3}
-_CITYSCAPES_UNROLL_LR = 1e-3
+# Chosen by the study cityscapes-256-rates, on a part of train that was held out; with the gradient through all
+# iterations the best rate of EMA is the same.
+_CITYSCAPES_LR = {"none": 1e-3, "non_local": 1e-3, "ema": 2e-3}
 
 Axes = dict[str, tuple[str, Sequence[Cell]]]
 
@@ -400,16 +400,12 @@ def _street_scenes() -> list[Study]:
         "corrected for their number. All runs count; a run that diverges is reported; nothing is added afterwards."
     )
     base, ema = _cityscapes(), "model.ema."
-    unrolled = {ema + "grad": "unroll"}
     ten, five = 2 * _HEADLINE, _HEADLINE
     gradient = [
         Cell("stop", seeds=ten),
         Cell("last", {ema + "grad": "last"}, seeds=ten),
-        Cell("unroll", unrolled, seeds=ten),
+        Cell("unroll", {ema + "grad": "unroll"}, seeds=ten),
     ]
-    if base.optim.lr != _CITYSCAPES_UNROLL_LR:
-        rate = {"optim.lr": _CITYSCAPES_UNROLL_LR}
-        gradient.append(Cell("unroll at its own rate", unrolled | rate, seeds=ten))
     kept = [
         replace(cell, seeds=five)
         for cell in _maintenance()
