@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
@@ -12,7 +14,7 @@ from torch import nn
 from emalab.options import RunOptions
 from emalab.recipes import Recipe
 
-__all__ = ["lost_peer", "make_fabric", "of_all_ranks", "share_buffers"]
+__all__ = ["hold_gloo_backend", "lost_peer", "make_fabric", "of_all_ranks", "share_buffers"]
 
 
 def make_fabric(recipe: Recipe, options: RunOptions) -> Fabric:
@@ -41,6 +43,18 @@ def make_fabric(recipe: Recipe, options: RunOptions) -> Fabric:
                 "torchrun, or with srun and one task for each"
             )
         raise ValueError(message) from error
+
+
+def hold_gloo_backend() -> None:
+    """Call this once after joining a process group: in torch 2.6, `destroy_process_group` may otherwise never return.
+
+    It destroys the group, and with it gloo's backend, while it holds Python's global lock. The backend waits for its
+    threads to end, and a thread that still has to release a tensor waits for the lock. Here Python gets a reference to
+    the backend itself, kept until the process exits; torch releases the lock before it destroys a backend that way.
+    """
+    if dist.is_initialized() and dist.get_backend() == "gloo":
+        group: Any = dist.group.WORLD
+        atexit.register(lambda held: None, group._get_backend(torch.device("cpu")))
 
 
 def of_all_ranks(value: Any) -> list[Any]:

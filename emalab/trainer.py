@@ -33,7 +33,7 @@ from emalab.interruption import Interrupted, Interruption
 from emalab.metrics import SegmentationScores
 from emalab.optim import make_optimizer, poly_lr
 from emalab.options import RunOptions, run_folder
-from emalab.processes import lost_peer, make_fabric, share_buffers
+from emalab.processes import hold_gloo_backend, lost_peer, make_fabric, share_buffers
 from emalab.recipes import Recipe
 from emalab.results import find_origin, make_record, write_record
 from emalab.resume import refuse_changes
@@ -111,6 +111,7 @@ class Trainer:
         self.last = self.folder.last
         self.fabric = make_fabric(recipe, options)
         self.fabric.launch()
+        hold_gloo_backend()
         self.train_data = self._split(recipe.data.train_split) if train_data is None else train_data
         self.eval_data = self._split(recipe.data.eval_split) if eval_data is None else eval_data
         check_run(recipe, self.fabric, self.train_data, self.eval_data)

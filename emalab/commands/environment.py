@@ -57,10 +57,13 @@ def processes(name: Device) -> Iterator[torch.device]:
     if not under_torchrun():
         yield device
         return
+    from emalab.processes import hold_gloo_backend
+
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    hold_gloo_backend()
     try:
         yield device
     finally:

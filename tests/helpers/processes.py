@@ -6,32 +6,68 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
+from multiprocessing.connection import wait
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from waiting import HANGS
+
+from emalab.processes import hold_gloo_backend
 
 # Autograd does not survive a fork after CUDA, and macOS's libraries do not survive any.
 START = "fork" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn"
 
 
+HANGS_ALONE = 120
+"""Seconds after which a rank counts as hanging when another has ended: the last exchange has taken place by then."""
+
+
 def run_ranks(world_size: int, work: Callable[..., None], *arguments: Any) -> None:
-    """Run ``work(rank, *arguments)`` in as many processes, each with one thread; all must end well."""
+    """Run ``work(rank, *arguments)`` in as many processes, each with one thread; all must end well.
+
+    Fails as soon as one ends with an error, since the others then wait for it, and names the ranks that never end.
+    """
     context: Any = multiprocessing.get_context(START)
     ranks = [context.Process(target=_with_one_thread, args=(work, rank, *arguments)) for rank in range(world_size)]
     for process in ranks:
         process.start()
     try:
-        for process in ranks:
-            process.join(timeout=HANGS)
-            assert process.exitcode == 0
+        _wait_for(ranks)
     finally:
         for process in ranks:
             process.kill()  # one that waits for another in vain
+            process.join()
+
+
+def _wait_for(ranks: Sequence[Any]) -> None:
+    latest, running = time.monotonic() + HANGS, dict(enumerate(ranks))
+    while running:
+        sentinels = [process.sentinel for process in running.values()]
+        ended = wait(sentinels, timeout=max(latest - time.monotonic(), 0))
+        assert ended, f"of {len(ranks)} ranks, {sorted(running)} did not end"
+        for rank in [rank for rank, process in running.items() if process.sentinel in ended]:
+            process = running.pop(rank)
+            process.join()
+            assert process.exitcode == 0, f"rank {rank} of {len(ranks)} ended with exit status {process.exitcode}"
+        latest = min(latest, time.monotonic() + HANGS_ALONE)
+
+
+@contextmanager
+def group_of(world_size: int, rank: int, meeting: Path) -> Iterator[None]:
+    """The process group that the ranks join by a file; a rank gives up waiting for the others after `HANGS`."""
+    dist.init_process_group(
+        "gloo", f"file://{meeting}", rank=rank, world_size=world_size, timeout=timedelta(seconds=HANGS)
+    )
+    hold_gloo_backend()
+    yield
+    dist.destroy_process_group()
 
 
 def _with_one_thread(work: Callable[..., None], *arguments: Any) -> None:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from einops import rearrange
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from processes import run_ranks
+from processes import group_of, run_ranks
 from torch import Tensor
-from waiting import HANGS
 
 from emalab.bases import (
     Frozen,
@@ -143,7 +140,6 @@ class TestParity:
 
 
 RANKS = 2
-WAIT = timedelta(seconds=HANGS)  # for the other rank, before a rank gives up
 STEPS = 3
 
 
@@ -162,11 +158,8 @@ def batches_of(rank: int) -> list[torch.Tensor]:
 
 
 def rank_main(rank: int, folder: str) -> None:
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS, timeout=WAIT
-    )
-    torch.save(train_unit(batches_of(rank)), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    with group_of(RANKS, rank, Path(folder) / "rendezvous"):
+        torch.save(train_unit(batches_of(rank)), f"{folder}/{rank}.pt")
 
 
 def test_ranks_agree_and_equal_one_process(tmp_path: Path) -> None:

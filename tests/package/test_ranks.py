@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from processes import run_ranks
+from processes import group_of, run_ranks
 from test_evaluation import Sizes
 from tiny import tiny_segmenter
 from waiting import HANGS
@@ -29,14 +29,13 @@ class Few(Sizes):
 
 
 def score_as_rank(rank: int, world_size: int, meeting: Path, data: Sizes) -> None:
-    dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=world_size)
-    scores = evaluate(tiny_segmenter(), data, **SETTINGS)
-    torch.save(scores.to_dict(), meeting.with_suffix(f".{rank}.pt"))
-    dist.destroy_process_group()
+    with group_of(world_size, rank, meeting):
+        scores = evaluate(tiny_segmenter(), data, **SETTINGS)
+        torch.save(scores.to_dict(), meeting.with_suffix(f".{rank}.pt"))
 
 
 def shared_scores(world_size: int, folder: Path, data: Sizes) -> list[dict[str, object]]:
-    """What each of the processes says."""
+    """The scores that each of the processes found."""
     meeting = folder / "meeting"
     run_ranks(world_size, score_as_rank, world_size, meeting, data)
     return [torch.load(meeting.with_suffix(f".{rank}.pt"), weights_only=True) for rank in range(world_size)]
@@ -52,6 +51,29 @@ def test_every_image_counts_once(world_size: int, data: Sizes, tmp_path: Path) -
     assert evaluate(tiny_segmenter(), twice, **SETTINGS).iou != alone.iou
     for scores in shared_scores(world_size, tmp_path, data):
         assert scores == alone.to_dict()
+
+
+def leave_with_work_in_progress(rank: int, meeting: Path) -> None:
+    with group_of(2, rank, meeting):
+        dist.all_reduce(torch.ones(10_000_000), async_op=True)  # only gloo's thread refers to the tensor now
+
+
+def test_a_rank_can_leave_while_gloo_still_works(tmp_path: Path) -> None:
+    """In torch 2.6 it would never end without `hold_gloo_backend`."""
+    run_ranks(2, leave_with_work_in_progress, tmp_path / "meeting")
+
+
+def fail_as_second(rank: int, meeting: Path) -> None:
+    with group_of(3, rank, meeting):
+        if rank == 1:
+            raise SystemExit(3)
+        dist.barrier()
+
+
+def test_ranks_of_which_one_fails(tmp_path: Path) -> None:
+    """Nobody waits for the others, which wait for it."""
+    with pytest.raises(AssertionError, match="rank 1 of 3 ended with exit status 3"):
+        run_ranks(3, fail_as_second, tmp_path / "meeting")
 
 
 def test_two_machines(tmp_path: Path) -> None:
