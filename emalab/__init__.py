@@ -40,8 +40,8 @@ __all__ = [
     "train",
 ]
 
-# Imported when first asked for: who wants only the attention does not wait for timm, torchmetrics and lightning, and
-# who wants only help not even for torch.
+# Imported when first asked for: who wants only the attention does not wait for timm and lightning, and who wants only
+# help not even for torch.
 _LAZY = {
     "EMAU": "modules",
     "EMOutput": "em",

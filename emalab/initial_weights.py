@@ -6,8 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from lightning.fabric import Fabric
-from timm.layers.norm_act import convert_sync_batchnorm
+from lightning_fabric import Fabric
 
 from emalab.checkpoints import CheckpointError, load_training_state
 from emalab.options import run_folder
@@ -39,6 +38,8 @@ def initial_network(recipe: Recipe, fabric: Fabric, runs: Path, *, resumed: bool
     if recipe.precision == "64-true":
         model = model.double()
     if fabric.world_size > 1 and fabric.device.type == "cuda":
+        from timm.layers.norm_act import convert_sync_batchnorm  # timm takes long to import
+
         model = convert_sync_batchnorm(model)
     return model
 

@@ -88,13 +88,9 @@ class SegmentationMetric:
     """
 
     def __init__(self, spec: DatasetSpec, device: torch.device | str = "cpu") -> None:
-        from torchmetrics.classification import MulticlassConfusionMatrix  # seconds to import
-
         self.spec = spec
-        self.images = torch.zeros((), dtype=torch.long)
-        self._counts = MulticlassConfusionMatrix(
-            spec.num_classes, ignore_index=spec.ignore_index, validate_args=False
-        ).to(device)
+        self._images = 0
+        self._counts = torch.zeros(spec.num_classes, spec.num_classes, dtype=torch.long, device=device)
 
     def update(self, prediction: Tensor, mask: Tensor) -> None:
         """Count a batch: predicted labels (b, h, w) or logits (b, classes, h, w), against labels (b, h, w).
@@ -108,24 +104,31 @@ class SegmentationMetric:
         labels = prediction.argmax(1) if prediction.ndim == 4 else prediction
         if labels.shape != mask.shape:
             raise ValueError(f"predictions {tuple(labels.shape)} and labels {tuple(mask.shape)} differ in size")
-        mask = mask.long()
-        unknown = (mask != self.spec.ignore_index) & ((mask < 0) | (mask >= self.spec.num_classes))
+        classes, mask = self.spec.num_classes, mask.long()
+        counted = mask != self.spec.ignore_index
+        unknown = counted & ((mask < 0) | (mask >= classes))
         if unknown.any():
             raise ValueError(
                 f"label {mask[unknown][0].item()} is not in {self.spec.name}: its labels are 0 to "
-                f"{self.spec.num_classes - 1}, and {self.spec.ignore_index} for ignored pixels"
+                f"{classes - 1}, and {self.spec.ignore_index} for ignored pixels"
             )
-        self._counts.update(labels, mask)
-        self.images += len(mask)
+        cells = (classes * mask + labels)[counted]  # row by row
+        self._counts += torch.bincount(cells, minlength=classes**2).view(classes, classes).to(self._counts.device)
+        self._images += len(mask)
 
     def confusion(self) -> Tensor:
         """Counts (classes, classes), rows labels and columns predictions, summed over ranks."""
-        return self._counts.compute()
+        return _over_ranks(self._counts)
 
     def compute(self) -> SegmentationScores:
         """The scores of everything counted so far; errors as in `scores_from_confusion`."""
-        confusion = self.confusion()
-        images = self.images.to(confusion.device, copy=True)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(images)
-        return scores_from_confusion(confusion, self.spec, int(images))
+        images = _over_ranks(torch.tensor(self._images, device=self._counts.device))
+        return scores_from_confusion(self.confusion(), self.spec, int(images))
+
+
+def _over_ranks(count: Tensor) -> Tensor:
+    """The sum over the processes of a group; without one, the count itself."""
+    total = count.clone()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(total)
+    return total

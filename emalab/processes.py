@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from lightning.fabric import Fabric
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric import Fabric  # not of `lightning`, which imports its trainer and torchmetrics for seconds
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from torch import nn
 
 from emalab.options import RunOptions

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 
 from emalab.data import LabeledImages
 from emalab.data.dataset import data_identity

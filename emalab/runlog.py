@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from emalab.files import CannotWriteError, write_atomically
 
 if TYPE_CHECKING:  # to read a log needs no torch
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
     from torch import Tensor
     from torch.utils.tensorboard import SummaryWriter
 

@@ -69,7 +69,7 @@ class Trainings:
     def __init__(self, folder: StudyFolder, options: StudyOptions) -> None:
         self.folder, self.options = folder, options
         self.datasets = Datasets(options.data_root)
-        for part in ("lightning.fabric", "lightning.pytorch"):  # whose log would repeat the precision for every run
+        for part in ("lightning.fabric", "lightning_fabric"):  # whose log would repeat the precision for every run
             logging.getLogger(part).setLevel(logging.WARNING)
 
     def __call__(self, run: Run, cores: int | None = None) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from waiting import HANGS
 
 from emalab.cli import COMMANDS
 
-SLOW = ("torch", "numpy", "PIL", "timm", "torchvision", "lightning", "torchmetrics", "scipy", "matplotlib", "yaml")
-BESIDE_TORCH = ("PIL", "timm", "torchvision", "lightning", "torchmetrics", "scipy", "matplotlib", "torch._dynamo")
+SLOW = ("torch", "numpy", "PIL", "timm", "torchvision", "lightning_fabric", "scipy", "matplotlib", "yaml")
+BESIDE_TORCH = ("PIL", "timm", "torchvision", "lightning_fabric", "scipy", "matplotlib", "torch._dynamo")
 
 HELP = (
     *([], ["--help"], ["data", "--help"], ["train", "--help"], ["train", "camvid-lite2", "--help"]),

@@ -22,7 +22,7 @@ import numpy as np
 import processes
 import pytest
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from PIL import Image
 from tiny import CPU, scenes, short_train, tiny_recipe
 from torch import Tensor, nn
