@@ -104,7 +104,7 @@ def _signature(plan: Plan, dtype: str) -> dict[str, str]:
     return {
         **dict.fromkeys(features, f"*{dtype}"),
         "x_desc": f"tensordesc<{dtype}[1,{plan.block_n},{plan.block_c}]>",
-        "weighted_ptr": f"*{dtype if plan.half_sums else 'fp32'}",
+        "weighted_ptr": "*fp32",
         "total_ptr": "*fp32",
         "counter_ptr": "*i32",
         **dict.fromkeys(numbers, "i32"),

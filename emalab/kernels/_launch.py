@@ -57,7 +57,7 @@ def launch(
         strides = [x.stride(0) if b > 1 else n * stride, stride, 1]
         tiles = TensorDescriptor(x, [b, n, c], strides, [1, plan.block_n, plan.block_c])
     current = result if result_dtype == x.dtype else torch.empty_like(result, dtype=x.dtype)
-    weighted = torch.empty((b, plan.programs, k, c), dtype=x.dtype if plan.half_sums else torch.float32, device=device)
+    weighted = torch.empty((b, plan.programs, k, c), dtype=torch.float32, device=device)
     total = torch.empty((b, plan.programs, k), dtype=torch.float32, device=device)
     counter = torch.zeros(b, dtype=torch.int32, device=device) if plan.one_launch else None
     precision = "tf32" if x.itemsize == 4 and torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
@@ -76,11 +76,13 @@ def launch(
         (x.dtype, result_dtype, x.stride(0), n, bases.ndim, aligned),
     )
     pointers = (start, current, result, z, out, weighted, total, counter)
+    stream = torch.cuda.current_stream(device).cuda_stream if x.is_cuda else None
     sizes = n, x.stride(0), 0 if bases.ndim == 2 else k * c
 
     def run(phase: int, begin_t: int, end_t: int) -> None:
         reads_tiles = phase in (ALL, ACCUMULATE)
-        launcher(phase, (x, tiles if reads_tiles else None, *pointers, *sizes, begin_t, end_t, num_iters, scale, eps))
+        times = begin_t, end_t, num_iters
+        launcher(phase, (x, tiles if reads_tiles else None, *pointers, *sizes, *times, scale, eps), stream)
 
     with torch.cuda.device(device) if x.is_cuda else nullcontext():
         if plan.one_launch:
@@ -102,16 +104,16 @@ class _Launcher:
 
     def __init__(self, grid: tuple[int, int, int], constants: dict[str, Any], options: dict[str, Any]) -> None:
         self.grid, self.constants, self.options = grid, constants, options
-        self.compiled: dict[int, Any] = {}
+        self.chosen: dict[int, Any] = {}
 
-    def __call__(self, phase: int, arguments: tuple[Any, ...]) -> None:
-        """Launch a phase on the current stream, with the kernel's arguments up to the constants."""
-        if phase in self.compiled:
-            self.compiled[phase][self.grid](*arguments, phase, *self.constants.values())
+    def __call__(self, phase: int, arguments: tuple[Any, ...], stream: int | None) -> None:
+        """Launch a phase on a stream of the current device, with the kernel's arguments up to the constants."""
+        if phase in self.chosen:
+            self.chosen[phase](*arguments, phase, *self.constants.values(), stream=stream)
         else:
-            found = em_kernel[self.grid](*arguments, phase, **self.constants, **self.options)
+            code = em_kernel[self.grid](*arguments, phase, **self.constants, **self.options)
             if not interpreted():
-                self.compiled[phase] = found
+                self.chosen[phase] = code[self.grid]
 
 
 @lru_cache(maxsize=1024)

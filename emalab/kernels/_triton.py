@@ -90,13 +90,12 @@ def _accumulate(
         weighted = tl.dot(tl.trans(x), z.to(x.dtype), weighted)
         if keep:
             _keep(z_ptr, z, first, in_n, in_k, stop, K)
-    sums = tl.sum(total, axis=0)
-    if weighted_ptr.dtype.element_ty != tl.float32:  # sums over many positions may exceed it, and means do not
-        weighted *= tl.where(sums > 0, 1 / sums, 0.0)[None, :]
-    at = in_k[None, :] * C + in_c[:, None]
-    there_ck = (in_k[None, :] < K) & (in_c[:, None] < C)
-    tl.store(weighted_ptr + at, weighted.to(weighted_ptr.dtype.element_ty), mask=there_ck)
-    tl.store(total_ptr + in_k, sums, mask=in_k < K)
+    tl.store(
+        weighted_ptr + in_k[None, :] * C + in_c[:, None],
+        weighted,
+        mask=(in_k[None, :] < K) & (in_c[:, None] < C),
+    )
+    tl.store(total_ptr + in_k, tl.sum(total, axis=0), mask=in_k < K)
 
 
 @triton.jit
@@ -192,12 +191,9 @@ def _finish(
                 other=0.0,
                 cache_modifier=".cg",
             )
-            there = there_p[:, None] & (r < stop)[None, :]
-            sums = tl.load(total_ptr + row, mask=there, other=0.0, cache_modifier=".cg")
-            if weighted_ptr.dtype.element_ty != tl.float32:
-                parts = parts.to(tl.float32) * sums[:, :, None]
             weighted += tl.sum(parts, axis=0)
-            total += tl.sum(sums, axis=0)
+            there = there_p[:, None] & (r < stop)[None, :]
+            total += tl.sum(tl.load(total_ptr + row, mask=there, other=0.0, cache_modifier=".cg"), axis=0)
         bases = _divide(weighted, total[:, None], eps, CLAMP)
         if NORM == "l2":
             bases = _divide(bases, tl.sqrt(tl.sum(bases * bases, axis=1))[:, None], eps, CLAMP)
@@ -265,7 +261,7 @@ def em_kernel(
     result_ptr,  # (b, k, c), the same memory or another type
     z_ptr,  # (b, n, k)
     out_ptr,  # (b, n, c)
-    weighted_ptr,  # (b, programs, k, c), scratch: sums in float32, or means in the features' type
+    weighted_ptr,  # (b, programs, k, c), scratch
     total_ptr,  # (b, programs, k), scratch
     counter_ptr,  # (b,), zeros; None where no programs meet
     positions,

@@ -86,7 +86,6 @@ class Plan:
         warps: of a program.
         whole: a tile holds all channels and comes by the copy engine; otherwise the features are read in chunks.
         one_launch: all phases in one launch, whose programs must all be on the device at a time.
-        half_sums: programs exchange their sums as means in the features' type, and not in float32.
     """
 
     programs: int
@@ -97,7 +96,6 @@ class Plan:
     warps: int
     whole: bool
     one_launch: bool
-    half_sums: bool = False
 
     def constants(self, k: int, c: int) -> dict[str, int]:
         """Sizes that the kernel is compiled for, with k bases of c channels."""
