@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from _pytest.python_api import ApproxScalar
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 RECORD = "EMALAB_MARGINS"
+Scalar: Any = type(pytest.approx(1.0))  # a private class, whose module differs between versions of pytest
 SEEDS = (0, 1000, 2000, 3000, 4000)
 TESTS = [
     f"tests/package/test_{name}.py"
@@ -107,7 +107,7 @@ def measured_difference(original: Callable[..., bool]) -> Callable[..., bool]:
 def measured_approx(original: Callable[..., bool]) -> Callable[..., bool]:
     """Equality with `pytest.approx`, with its use noted."""
 
-    def equal(self: ApproxScalar, actual: Any) -> bool:
+    def equal(self: Any, actual: Any) -> bool:
         if isinstance(actual, float | np.floating) and np.isfinite(actual) and self.tolerance:
             note(abs(float(actual) - float(self.expected)) / float(self.tolerance))
         return original(self, actual)
@@ -120,7 +120,8 @@ def pytest_assertion_pass(item: pytest.Item, lineno: int, orig: str, expl: str) 
     found = INEQUALITY.match(expl)
     if found and not (found[1].isdigit() and found[3].isdigit()):
         smaller, larger = sorted((float(found[1]), float(found[3])))
-        note(smaller / larger)
+        if larger:
+            note(smaller / larger)
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -129,7 +130,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     _running = item.nodeid
     yield
     for name, value in item.user_properties:
-        if name == "difference":
+        if name == "difference" and value[2]:
             note(value[1] / value[2])
 
 
@@ -137,7 +138,7 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.testing.assert_close = measured_close(torch.testing.assert_close)
     np.testing.assert_allclose = measured_numpy(np.testing.assert_allclose)
     torch.allclose = measured_difference(torch.allclose)
-    ApproxScalar.__eq__ = measured_approx(ApproxScalar.__eq__)  # type: ignore[method-assign]
+    Scalar.__eq__ = measured_approx(Scalar.__eq__)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -199,8 +200,8 @@ def main() -> None:
     folder = ROOT / "_build" / "margins"
     folder.mkdir(parents=True, exist_ok=True)
     found = {}
-    for name, (capability, _) in instructions().items():
-        for seed in SEEDS:
+    for seed in SEEDS:
+        for name, (capability, _) in instructions().items():
             out = folder / f"{name}-{seed}.json"
             if not out.exists():
                 measure(name, seed, out)

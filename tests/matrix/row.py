@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -22,33 +23,34 @@ Row = dict[str, Any]
 
 HEAD = """# The matrix
 
-`make matrix` runs the tests and chapters again in every row's setting, and writes this table; `nox --list`
-(with [noxfile.py](../../noxfile.py)) names the sessions, and `nox -s NAME` runs one of them. A session that needs
-a Python or an instruction set that a machine lacks is skipped, and its row stays as it was.
+Each session of [noxfile.py](../../noxfile.py) runs the tests and chapters again with another instruction set, number of
+threads, shift of the seeds, Python or torch. `nox --list` names the sessions, `nox -s NAME` runs one, and `make matrix`
+runs all of them, which takes hours. A session over whole folders or chapters writes its row of this table.
+
+Skipped tests need a GPU, the real data sets, or a package that the setting lacks. "+1000" means that 1000 was added to
+every seed.
 
 """
 COLUMNS = {
     "session": "session",
-    "python": "Python",
-    "torch": "torch",
-    "instructions": "instructions",
-    "threads": "threads",
-    "shift": "seeds",
-    "targets": "of",
+    "setting": "setting",
+    "tests": "tests",
     "passed": "passed",
     "failed": "failed",
     "skipped": "skipped",
     "minutes": "minutes",
-    "date": "date",
     "commit": "commit",
+    "date": "date",
     "machine": "machine",
 }
+NUMBERS = {"passed", "failed", "skipped", "minutes"}
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Write the row; a worker of xdist has none."""
+    """Write the row; a worker of xdist has none, nor has a session over single files of tests."""
     cell = os.environ.get(CELL)
-    if cell and not hasattr(config, "workerinput"):
+    single = config.option.keyword or any(".py" in target for target in config.args)
+    if cell and not single and not hasattr(config, "workerinput"):
         reports = {outcome: terminalreporter.getreports(outcome) for outcome in OUTCOMES}
         write(HERE, row(cell, list(config.args), reports))
 
@@ -82,23 +84,43 @@ def write(folder: Path, found: Row) -> None:
     results = folder / "results.json"
     rows: list[Row] = json.loads(results.read_text(encoding="utf-8")) if results.exists() else []
 
-    def key(entry: Row) -> tuple[str, str]:
-        return entry["session"], entry["machine"].split(",")[0]
+    def key(entry: Row) -> tuple[str, str, str]:
+        return entry["session"], entry["targets"], entry["machine"].split(",")[0]
 
     rows = sorted([entry for entry in rows if key(entry) != key(found)] + [found], key=key)
     results.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(page(rows), encoding="utf-8")
+    (folder / "README.md").write_text(page(rows, sessions()), encoding="utf-8")
 
 
-def page(rows: list[Row]) -> str:
-    """The table, and the tests that failed."""
-    lines = [" | ".join(COLUMNS.values()), " | ".join("---" for _ in COLUMNS)]
-    lines += [" | ".join(str(entry[name]) for name in COLUMNS) for entry in rows]
+def sessions() -> list[str]:
+    """The names of all sessions that belong to the matrix, in the order of noxfile.py."""
+    command = [sys.executable, "-m", "nox", "--list", "--json", "--noxfile", str(HERE.parents[1] / "noxfile.py")]
+    listed = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return [entry["session"] for entry in listed if entry["session"] != "other"]
+
+
+def page(rows: list[Row], expected: list[str]) -> str:
+    """The table, the sessions without a row, and the tests that failed."""
+    lines = [" | ".join(COLUMNS.values()), " | ".join("---:" if name in NUMBERS else "---" for name in COLUMNS)]
+    lines += [" | ".join(str(shown(entry)[name]) for name in COLUMNS) for entry in rows]
     text = HEAD + "".join(f"| {line} |\n" for line in lines)
+    if missing := [name for name in expected if name not in {entry["session"] for entry in rows}]:
+        text += f"\nNot run yet: {', '.join(missing)}.\n"
     for entry in rows:
         if entry["failures"]:
             text += f"\nFailed in {entry['session']}:\n\n" + "".join(f"- `{name}`\n" for name in entry["failures"])
     return text
+
+
+def shown(entry: Row) -> Row:
+    """The row with its setting and its tests in words."""
+    threads, targets = entry["threads"], entry["targets"].split()
+    setting = [f"Python {entry['python']}", f"torch {entry['torch']}", str(entry["instructions"])]
+    setting += [f"{threads} thread{'s' * (threads != 1)}", *([f"seeds {entry['shift']}"] if entry["shift"] else [])]
+    chapters = [target for target in targets if target.endswith(".ipynb")]
+    folders = [target for target in targets if target not in chapters]
+    tests = ", ".join([*folders, *([f"{len(chapters)} chapters"] if chapters else [])])
+    return entry | {"setting": ", ".join(setting), "tests": tests}
 
 
 def commit() -> str:

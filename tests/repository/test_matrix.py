@@ -43,42 +43,49 @@ def test_chapters_that_train_are_executed_with_other_seeds() -> None:
     assert not {name for name, source in code.items() if TRAINS.search(source)} - set(listed)
 
 
-def found(session: str, machine: str = "Linux, a, 2 cores", failures: tuple[str, ...] = ()) -> dict[str, Any]:
-    values = dict.fromkeys(ROW["COLUMNS"], "")
-    return values | {"session": session, "machine": machine, "failures": list(failures)}
+def found(session: str, machine: str = "Linux, a, 2 cores", targets: str = "book tests", **more: Any) -> dict[str, Any]:
+    values = dict.fromkeys(("python", "torch", "instructions", "shift", *ROW["COLUMNS"]), "")
+    return values | {"session": session, "machine": machine, "targets": targets, "threads": 1, "failures": []} | more
 
 
 def test_a_row_takes_the_place_of_the_earlier_one(tmp_path: Path) -> None:
     for row in (
-        found("threads(2)", failures=("tests/a.py::test_a",)),
+        found("threads(2)", failures=["tests/a.py::test_a"]),
         found("threads(1)"),
         found("threads(2)", "Windows, b, 4 cores"),
         found("threads(2)", "Linux, c, 8 cores"),
+        found("threads(2)", targets="tests/package"),
     ):
         ROW["write"](tmp_path, row)
     rows = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    assert [(row["session"], row["machine"][:8]) for row in rows] == [
-        ("threads(1)", "Linux, a"),
-        ("threads(2)", "Linux, c"),
-        ("threads(2)", "Windows,"),
+    assert [(row["session"], row["targets"], row["machine"][:8]) for row in rows] == [
+        ("threads(1)", "book tests", "Linux, a"),
+        ("threads(2)", "book tests", "Linux, c"),
+        ("threads(2)", "book tests", "Windows,"),
+        ("threads(2)", "tests/package", "Linux, a"),
     ]
     assert "test_a" not in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_row_counts_and_names_what_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMALAB_SEED_SHIFT", "1000")
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
     report = SimpleNamespace(nodeid="tests/a.py::test_a")
     reports = {"passed": [report] * 3, "failed": [report], "error": [report], "skipped": []}
-    row = ROW["row"]("seeds(1000)", ["book"], reports)
+    row = ROW["row"]("seeds(1000)", ["book/a.ipynb", "book/b.ipynb"], reports)
     assert (row["passed"], row["failed"], row["skipped"], row["shift"]) == (3, 2, 0, "+1000")
-    assert "| seeds(1000) |" in ROW["page"]([row])
-    assert "- `tests/a.py::test_a`" in ROW["page"]([row])
+    page = ROW["page"]([row], ["seeds(1000)", "lowest", "torch(2.6)"])
+    assert "| seeds(1000) |" in page
+    assert f"{row['instructions']}, 2 threads, seeds +1000 | 2 chapters | 3 | 2 | 0 |" in page
+    assert "- `tests/a.py::test_a`" in page
+    assert "Not run yet: lowest, torch(2.6)." in page
     assert row["instructions"]
 
 
-def test_the_table_is_that_of_the_results() -> None:
+def test_the_table_is_that_of_the_results(sessions: set[str]) -> None:
     results = ROOT / "tests/matrix/results.json"
     if not results.exists():
         pytest.skip("no session has been run")
     rows = json.loads(results.read_text(encoding="utf-8"))
-    assert (ROOT / "tests/matrix/README.md").read_text(encoding="utf-8") == ROW["page"](rows)
+    assert (ROOT / "tests/matrix/README.md").read_text(encoding="utf-8") == ROW["page"](rows, ROW["sessions"]())
+    assert {row["session"] for row in rows} <= sessions
