@@ -76,13 +76,11 @@ def launch(
         (x.dtype, result_dtype, x.stride(0), n, bases.ndim, aligned),
     )
     pointers = (start, current, result, z, out, weighted, total, counter)
-    stream = torch.cuda.current_stream(device).cuda_stream if x.is_cuda else None
     sizes = n, x.stride(0), 0 if bases.ndim == 2 else k * c
 
     def run(phase: int, begin_t: int, end_t: int) -> None:
         reads_tiles = phase in (ALL, ACCUMULATE)
-        times = begin_t, end_t, num_iters
-        launcher(phase, (x, tiles if reads_tiles else None, *pointers, *sizes, *times, scale, eps), stream)
+        launcher(phase, (x, tiles if reads_tiles else None, *pointers, *sizes, begin_t, end_t, num_iters, scale, eps))
 
     with torch.cuda.device(device) if x.is_cuda else nullcontext():
         if plan.one_launch:
@@ -104,16 +102,16 @@ class _Launcher:
 
     def __init__(self, grid: tuple[int, int, int], constants: dict[str, Any], options: dict[str, Any]) -> None:
         self.grid, self.constants, self.options = grid, constants, options
-        self.chosen: dict[int, Any] = {}
+        self.compiled: dict[int, Any] = {}
 
-    def __call__(self, phase: int, arguments: tuple[Any, ...], stream: int | None) -> None:
-        """Launch a phase on a stream of the current device, with the kernel's arguments up to the constants."""
-        if phase in self.chosen:
-            self.chosen[phase](*arguments, phase, *self.constants.values(), stream=stream)
+    def __call__(self, phase: int, arguments: tuple[Any, ...]) -> None:
+        """Launch a phase on the current stream, with the kernel's arguments up to the constants."""
+        if phase in self.compiled:
+            self.compiled[phase][self.grid](*arguments, phase, *self.constants.values())
         else:
-            code = em_kernel[self.grid](*arguments, phase, **self.constants, **self.options)
+            found = em_kernel[self.grid](*arguments, phase, **self.constants, **self.options)
             if not interpreted():
-                self.chosen[phase] = code[self.grid]
+                self.compiled[phase] = found
 
 
 @lru_cache(maxsize=1024)

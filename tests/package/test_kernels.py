@@ -130,7 +130,7 @@ class TestLauncher:
 
         class Code(dict[Any, Any]):
             def __missing__(self, grid: tuple[int, ...]) -> Any:
-                return lambda *arguments, stream: launched.append((grid, *arguments))
+                return lambda *arguments: launched.append((grid, *arguments))
 
         names = list(inspect.signature(_launch.em_kernel.fn).parameters)
 
