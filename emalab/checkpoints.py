@@ -28,6 +28,7 @@ from emalab.files import write_atomically
 from emalab.recipes import Recipe, recipe_changes, recipe_from_dict, recipe_to_dict
 from emalab.segmenter_config import SegmenterConfig
 from emalab.shipped import find_checkpoint, shipped_weights
+from emalab.unfilled import fill, unfilled
 
 __all__ = [
     "CheckpointError",
@@ -330,12 +331,14 @@ def _filled(
         )
     config = replace(recipe.model, backbone_weights=None)
     try:
-        with nullcontext() if colon else torch.device("meta"):
-            wanted = {key: value.shape for key, value in build(config).state_dict().items()}
+        with nullcontext() if colon else unfilled():
+            model = build(config)
+        wanted = {key: value.shape for key, value in model.state_dict().items()}
         found = {key: value.shape for key, value in named_tensors(state)}
         if wanted == found:
-            model = build(config)
-            model.load_state_dict(state)
+            if colon or not fill(model, state):
+                model = build(config)
+                model.load_state_dict(state)
             return model
         key = next(key for key in {**wanted, **found} if wanted.get(key) != found.get(key))
         reason = " and ".join(

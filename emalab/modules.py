@@ -47,8 +47,13 @@ class Normalize(nn.Module):
         super().__init__()
         if min(std) <= 0:
             raise ValueError(f"std is {std}; it must be above 0")
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self._values = mean, std
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Write the constants, which no file of weights holds, where a network was built without values."""
+        for name, values in zip(("mean", "std"), self._values, strict=True):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """uint8 (…, 3, h, w) → float32, or float64 in a network of that, of the same shape and memory format.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from emalab.data import open_image
+from emalab.data.images import decode_rgb
 from emalab.inference import probability_strips
 from emalab.segmenter import Segmenter
 from emalab.views import MIRRORED, Views
@@ -124,7 +124,7 @@ def _strips(
 def _pixels(photo: Photo) -> Tensor:
     """Any photograph as uint8 RGB (3, h, w)."""
     if isinstance(photo, Path | str | Image.Image):
-        return open_image(photo).as_subclass(Tensor)
+        return torch.from_numpy(decode_rgb(photo).pixels).permute(2, 0, 1)
     if not isinstance(photo, np.ndarray | Tensor):
         raise TypeError(
             f"a photograph is a path, a PIL image, an array (h, w, 3) or a tensor (3, h, w); got {type(photo).__name__}"

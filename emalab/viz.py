@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from emalab.data import DatasetSpec, open_image
+from emalab.data.images import decode_rgb
+from emalab.data.spec import DatasetSpec
 from emalab.files import write_atomically
 
 __all__ = ["colorize", "overlay", "save_confidence", "save_labels", "save_picture"]
@@ -70,7 +71,7 @@ def overlay(
     Raises:
         ValueError: labels of another size.
     """
-    image = Image.fromarray(open_image(photo).permute(1, 2, 0).numpy())
+    image = Image.fromarray(decode_rgb(photo).pixels)
     if image.size != labels.shape[::-1]:
         raise ValueError(f"the photograph has {image.height}×{image.width} pixels, its labels are {labels.shape}")
     tinted = Image.blend(image, Image.fromarray(colorize(labels, spec)), strength)

@@ -61,7 +61,8 @@ def run(
         raise SystemExit(1)
     find_checkpoint(checkpoint)
     from emalab.checkpoints import read_recipe
-    from emalab.data import get_spec, open_image
+    from emalab.data import get_spec
+    from emalab.data.images import decode_rgb
     from emalab.segmenter import Segmenter
     from emalab.viz import save_picture
 
@@ -70,7 +71,7 @@ def run(
     failed = bool(found.problems)
     for photograph in found.photographs:
         try:
-            photo = _picture(open_image(photograph.path).permute(1, 2, 0).numpy())
+            photo = _picture(decode_rgb(photograph.path).pixels)
             small, inside = _look(model, photo, max_side)
             picture = _bases(small, inside) if pixel is None else _attention(photo, small, inside, pixel, spec)
         except ValueError as error:

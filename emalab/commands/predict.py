@@ -131,10 +131,10 @@ class _Labeler:
         return True
 
     def _still(self, photograph: Photograph) -> str:
-        from emalab.data import open_image
+        from emalab.data.images import decode_rgb
         from emalab.viz import overlay, save_confidence, save_labels, save_picture
 
-        pixels = open_image(photograph.path).permute(1, 2, 0).numpy()
+        pixels = decode_rgb(photograph.path).pixels
         labels, confidence = self._predict(pixels)
         stem = self.out / photograph.name
         save_labels(labels, self.spec, _with_ending(stem, ".mask.png"))

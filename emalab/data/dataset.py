@@ -1,21 +1,25 @@
 """Images with a label for each pixel, read from files."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch.utils.data import Dataset
-from torchvision import tv_tensors
 
 from emalab.data.errors import OrientationError, SizeMismatchError
 from emalab.data.images import MAX_PIXELS, DecodedImage, decode_rgb, to_tensor, turn_in_words, turned
 from emalab.data.masks import StoredMask, lookup_table, read_stored, to_labels
 from emalab.data.spec import Color, DatasetSpec
+
+if TYPE_CHECKING:
+    from torchvision import tv_tensors
 
 Orientation = Literal["upright", "stored"]
 

@@ -12,14 +12,17 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
-from torchvision import tv_tensors
 
 from emalab.data.errors import DataError, MissingFileError, UnreadableFileError
+from emalab.data.tensors import as_image
+
+if TYPE_CHECKING:
+    from torchvision import tv_tensors
 
 __all__ = ["FORMATS", "IMAGE_SUFFIXES", "MAX_PIXELS", "DecodedImage", "decode_rgb", "open_image", "opened"]
 
@@ -83,7 +86,7 @@ def open_image(
 
 def to_tensor(pixels: np.ndarray) -> tv_tensors.Image:
     """uint8 (h, w, 3) as an image (3, h, w) that shares its memory."""
-    return tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1))
+    return as_image(torch.from_numpy(pixels).permute(2, 0, 1))
 
 
 def decode_rgb(

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torchvision import tv_tensors
 
 from emalab.data.errors import UnknownLabelError
 from emalab.data.images import MAX_PIXELS, load, opened, refuse, stored_depth, turned
 from emalab.data.spec import Color
+from emalab.data.tensors import as_mask
+
+if TYPE_CHECKING:
+    from torchvision import tv_tensors
 
 __all__ = ["MASK_SUFFIXES", "UNKNOWN", "StoredMask", "lookup_table", "open_mask", "read_stored", "to_labels"]
 
@@ -103,14 +106,14 @@ def to_labels(
     """Labels uint8 (h, w) of a stored mask; `path` is for errors. See `open_mask`."""
     values = stored.values
     if values.ndim == 3 and colors:
-        return tv_tensors.Mask(torch.from_numpy(_labels_of_colors(values, colors, path)))
+        return as_mask(torch.from_numpy(_labels_of_colors(values, colors, path)))
     if values.ndim == 3:
         grey = values[..., 0]
         if not ((grey == values[..., 1]).all() and (grey == values[..., 2]).all()):
             raise _not_values(path)
         values = grey
     elif colors and stored.colors is not None and _is_drawn(stored, colors):
-        return tv_tensors.Mask(torch.from_numpy(_labels_of_colors(stored.colors[values], colors, path)))
+        return as_mask(torch.from_numpy(_labels_of_colors(stored.colors[values], colors, path)))
     elif stored.colors is None and stored.depth < 8 and (table[1 : 2**stored.depth] == UNKNOWN).all():
         values = values * np.uint8(255 // (2**stored.depth - 1))
     labels = np.take(table, values, mode="clip")
@@ -119,7 +122,7 @@ def to_labels(
         unknown |= values > 255
     if unknown.any():
         raise _unknown_values(values[unknown], table, path)
-    return tv_tensors.Mask(torch.from_numpy(labels))
+    return as_mask(torch.from_numpy(labels))
 
 
 def _not_values(path: Path | str) -> UnknownLabelError:

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from torchvision import tv_tensors
-
 from emalab.data.dataset import LabeledImages, Sample
+from emalab.data.tensors import as_image, as_mask
 
 
 class InMemory(LabeledImages):
@@ -27,7 +26,7 @@ class InMemory(LabeledImages):
 
     def __getitem__(self, index: int) -> Sample:
         image, mask, name = self._held(range(len(self))[index])
-        return Sample(tv_tensors.Image(image.clone()), tv_tensors.Mask(mask.clone()), name)
+        return Sample(as_image(image.clone()), as_mask(mask.clone()), name)
 
     def sample_names(self) -> Sequence[str] | None:
         """The names of the samples, in order."""

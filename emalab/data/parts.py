@@ -7,11 +7,13 @@ from the order of the split's list alone, so that two machines with the same rel
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from torchvision import tv_tensors
+from typing import TYPE_CHECKING
 
 from emalab.data.dataset import LabeledImages, Sample
 from emalab.data.errors import DataError
+
+if TYPE_CHECKING:
+    from torchvision import tv_tensors
 
 __all__ = ["HELD_OUT_EVERY", "Subset", "part_of", "split_and_part"]
 

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from numpy.random import Generator, SeedSequence, default_rng
 from torch import special
-from torchvision import tv_tensors
 
 from emalab.data.dataset import LabeledImages, Sample
 from emalab.data.errors import DataError
 from emalab.data.scene_settings import SceneSettings
 from emalab.data.spec import Color, DatasetSpec
+from emalab.data.tensors import as_image, as_mask
 
 __all__ = [
     "FAR",
@@ -258,8 +258,8 @@ class ShapesDataset(LabeledImages):
 
     def __getitem__(self, index: int) -> Sample:
         scene = self.scene(index)
-        image = tv_tensors.Image(torch.from_numpy(scene.image).permute(2, 0, 1))
-        return Sample(image, tv_tensors.Mask(torch.from_numpy(scene.mask)), f"{self.split}-{index:05d}")
+        image = as_image(torch.from_numpy(scene.image).permute(2, 0, 1))
+        return Sample(image, as_mask(torch.from_numpy(scene.mask)), f"{self.split}-{index:05d}")
 
 
 def scenes_of(name: str, settings: SceneSettings | None = None) -> PooledScenes | FarScenes:

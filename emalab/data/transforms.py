@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from emalab.data.dataset import Sample
+from emalab.data.tensors import as_image, as_mask
 from emalab.modules import IMAGENET_MEAN, Triple
 
 
@@ -91,7 +91,7 @@ class TrainTransform(nn.Module):
         mask_crop[rows.target, columns.target] = mask
         if torch.rand(()) < self.flip:
             image_crop, mask_crop = F.horizontal_flip(image_crop), F.horizontal_flip(mask_crop)
-        return Sample(tv_tensors.Image(image_crop), tv_tensors.Mask(mask_crop), sample.name)
+        return Sample(as_image(image_crop), as_mask(mask_crop), sample.name)
 
     def extra_repr(self) -> str:
         """The settings, for `print`."""

