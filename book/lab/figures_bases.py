@@ -26,7 +26,7 @@ from emalab.inspection import (
 )
 from emalab.viz import overlay
 from lab.figures_first_training_run import hexadecimal
-from lab.style import GRADIENTS, METHODS, MUTED
+from lab.style import GRADIENTS, METHODS, MUTED, SERIES, SYMBOLS
 
 __all__ = [
     "draw_classes",
@@ -121,7 +121,7 @@ def draw_compass(
         "2 to 4 copies": (sizes > 1) & (sizes <= 10),
         "loners": sizes == 1,
     }
-    colors = dict(zip(kinds, (METHODS["non-local"], MUTED, MAIN), strict=True))
+    colors = dict(zip(kinds, (SERIES[2], MUTED, SERIES[0]), strict=True))
     left.add_patch(Circle((0, 0), 1, fill=False, color=MUTED))
     places = torch.arange(len(sizes))
     for kind, members in kinds.items():
@@ -259,17 +259,21 @@ def rebuilt_rows(pairs: Pairs) -> list[dict[str, object]]:
 def draw_spectrum(pairs: Pairs) -> Figure:
     """Least error by rank with the errors of the reconstructions, and the first image's singular values."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained")
+    features, result = SYMBOLS["features"], SYMBOLS["result"]
     for x, rebuilt in pairs.values():
         best, error = rank_errors(x), float(error_up_to_scale(x, rebuilt))
         as_good = int((best > error).sum())
-        (line,) = left.plot(range(65), best[:65], color=MAIN, linewidth=1, alpha=0.7)
-        (dot,) = left.plot(as_good, error, "o", color=METHODS["non-local"])
+        (line,) = left.plot(
+            range(65), best[:65], color=features, linewidth=1, alpha=0.7
+        )
+        (dot,) = left.plot(as_good, error, "o", color=result)
     left.set(xlabel="rank", ylabel="relative error", ylim=(0, 1))
     left.set(xscale="symlog", xlim=(0, 64))
     left.set_xticks((0, 1, 2, 4, 8, 16, 32, 64), (0, 1, 2, 4, 8, 16, 32, 64))
     left.minorticks_off()
-    colors = MAIN, METHODS["non-local"]
-    for matrix, color in zip(next(iter(pairs.values())), colors, strict=True):
+    for matrix, color in zip(
+        next(iter(pairs.values())), (features, result), strict=True
+    ):
         values = torch.linalg.svdvals(matrix.double())
         right.semilogy(range(1, 101), values[:100] / values[0], color=color)
     right.axvline(64, color="black", linewidth=1, linestyle=":")
@@ -397,7 +401,7 @@ def draw_classes(
     places = np.arange(len(known))[::-1]
     below.barh(places, values[:, 1], color=MUTED, label="I(G; O): object or not")
     beyond = values[:, 0] - values[:, 1]
-    color = METHODS["non-local"]
+    color = SERIES[2]
     below.barh(
         places, beyond, left=values[:, 1], color=color, label="I(G; Y | O): its class"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from emalab.results import load_records
 from emalab.studies.statistics import Interval, student_interval
 from lab import tables
 from lab.frames import LONG
-from lab.style import METHODS, MUTED, SYMBOLS
+from lab.style import METHODS, MUTED, SERIES
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler
@@ -35,8 +36,8 @@ LABELS = {
 STARTS = {
     "stored": ("stored bases", METHODS["EM"], "o-"),
     "random": ("random bases", MUTED, "v:"),
-    "any other frame": ("any other frame", METHODS["non-local"], "s--"),
-    "1 before": ("the frame before", METHODS["DeepLabV3"], "D-"),
+    "any other frame": ("any other frame", SERIES[1], "s--"),
+    "1 before": ("the frame before", SERIES[2], "D-"),
 }
 
 
@@ -207,7 +208,7 @@ def draw_diluted(shares: Sequence[float], left: Mapping[str, Sequence[Tensor]]) 
         (MUTED, "-"),
         (METHODS["EM"], "-"),
         (METHODS["EM"], "--"),
-        (METHODS["non-local"], "-."),
+        (SERIES[2], "-."),
     )
     for (name, values), (color, line) in zip(left.items(), looks, strict=True):
         mean = [value.mean().item() for value in values]
@@ -234,7 +235,7 @@ def draw_pan(short_of: Mapping[tuple[str, int], Numbers], cut: int) -> None:
     """How far the objective is below that of many iterations, frame by frame."""
     figure, axes = plt.subplots(figsize=(6.8, 3.3), layout="constrained")
     for (way, budget), values in short_of.items():
-        color = {"stored": METHODS["EM"], "carried": METHODS["DeepLabV3"]}[way]
+        color = {"stored": METHODS["EM"], "carried": SERIES[2]}[way]
         label = f"{way} bases, {budget} iteration{'s' if budget > 1 else ''}"
         axes.plot(
             values, {1: "--", 3: "-"}[budget], color=color, linewidth=1.3, label=label
@@ -440,14 +441,15 @@ def fitted_power() -> Interval:
 def draw_sampled() -> None:
     """Error over the positions that take part, and time over all positions."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.4, 4.2), layout="constrained")
-    shades = [*METHODS.values(), SYMBOLS["bases"], SYMBOLS["responsibilities"]]
-    for photo, color in zip(record("resolution")["photographs"], shades, strict=True):
+    photographs = record("resolution")["photographs"]
+    looks = product(("-", "--"), SERIES)
+    for photo, (dashes, color) in zip(photographs, looks, strict=False):
         found = mean_error(photo["rows"], "random", "bases")
         label = f"{photo['photograph']}, N = {math.prod(photo['size']):,}"
         left.plot(
             list(found),
             list(found.values()),
-            ".-",
+            "." + dashes,
             color=color,
             linewidth=1,
             label=label,

@@ -19,11 +19,11 @@ from IPython.display import Markdown
 
 from emalab import get_recipe
 from emalab.bench import Ceilings, Row, Size
-from emalab.cost import Cost, network_cost
+from emalab.cost import network_cost
 from emalab.kernels.plan import make_plan, pays
 from emalab.results import load_records
 from lab import tables
-from lab.style import METHODS, MUTED, SYMBOLS
+from lab.style import METHODS, MUTED, SERIES, SYMBOLS
 from lab.traffic import BASES, Move, large_bytes
 
 if TYPE_CHECKING:
@@ -623,42 +623,6 @@ def draw_iterations() -> None:
     plt.show()
 
 
-def _added() -> dict[str, Cost]:
-    """What EMANet (512) adds to ResNet-101 at 513 × 513, part by part as the paper's table counts it."""
-    n = 65**2
-    part = {
-        "3 × 3 convolution, 2048 → 512": 9 * 2048 * 512,
-        "two 1 × 1 convolutions, 512 → 512": 2 * 512 * 512,
-    }
-    rows = {name: Cost(weights * n, weights, 0) for name, weights in part.items()}
-    return rows | {"EM, 7 N K C": Cost(7 * n * K * 512, K * 512, 0)}
-
-
-def sum_of_parts() -> Styler:
-    """How 43.1 G and 10.0 M come about."""
-    parts = _added()
-    total = sum(parts.values(), Cost(0, 0, 0))
-    rows = [
-        {
-            "part": name,
-            "multiply-adds / G": cost.multiply_adds / 1e9,
-            "parameters / M": cost.parameters / 1e6,
-        }
-        for name, cost in (parts | {"sum": total}).items()
-    ]
-    assert (f"{total.multiply_adds / 1e9:.1f}", f"{total.parameters / 1e6:.1f}") == (
-        "43.1",
-        "10.0",
-    )
-    caption = "What EMANet (512) adds to ResNet-101 for an image of 513 × 513 pixels, N = 65². The paper reports 43.1 G and 10.0 M."
-    return tables.show(
-        rows,
-        caption,
-        formats={"multiply-adds / G": "{:.2f}", "parameters / M": "{:.2f}"},
-        bold=[len(rows) - 1],
-    )
-
-
 GROUPS = {  # the first that fits a kernel's name, and its color
     "EM attention": (r"em_kernel", METHODS["EM"]),
     "batch norm, ReLU, additions": (
@@ -667,7 +631,7 @@ GROUPS = {  # the first that fits a kernel's name, and its color
     ),
     "convolutions, matrix products": (
         r"^(?!triton).*(fprop|dgrad|wgrad|gemm|nvjet|conv|cutlass|cask)",
-        METHODS["non-local"],
+        SERIES[3],
     ),
     "other kernels": (r"", SYMBOLS["bases"]),
 }

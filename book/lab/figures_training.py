@@ -15,7 +15,7 @@ from torch import Tensor
 from emalab.data import Sample
 from emalab.data.spec import DatasetSpec
 from emalab.viz import colorize
-from lab.style import METHODS, MUTED
+from lab.style import METHODS, MUTED, SERIES
 
 __all__ = [
     "bars",
@@ -28,12 +28,8 @@ __all__ = [
     "tail",
 ]
 
-COLORS = {
-    "voc": METHODS["EM"],
-    "context-59": METHODS["non-local"],
-    "context-60": METHODS["DeepLabV3"],
-    "coco-stuff-10k": METHODS["PSP"],
-}
+BENCHMARKS = ("voc", "context-59", "context-60", "coco-stuff-10k")
+COLORS = dict(zip(BENCHMARKS, SERIES, strict=True))
 Log = Sequence[Mapping[str, Any]]
 
 
@@ -145,7 +141,7 @@ def confusion(matrix: Tensor, spec: DatasetSpec) -> None:
 def tail(groups: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> None:
     """IoU against the share of training pixels, both in percent, for groups of classes."""
     _, axes = plt.subplots(figsize=(6.4, 3), layout="constrained")
-    looks = zip(("o", "s"), (METHODS["non-local"], METHODS["EM"]), strict=True)
+    looks = zip(("o", "s"), SERIES[:2], strict=True)
     for (label, (x, y)), (marker, color) in zip(groups.items(), looks, strict=True):
         axes.plot(x, y, marker, color=color, label=label, alpha=0.8)
     axes.set(
@@ -179,7 +175,7 @@ def _frame(axes: Axes) -> None:
 
 def sorted_bars(groups: Mapping[str, Mapping[str, float]]) -> None:
     """IoU of all classes, sorted, in a color for each group."""
-    colors = dict(zip(groups, (METHODS["EM"], METHODS["non-local"]), strict=True))
+    colors = dict(zip(groups, SERIES[:2], strict=True))
     every = {name: (label, v) for label, g in groups.items() for name, v in g.items()}
     names = sorted(every, key=lambda name: -every[name][1])
     _, axes = plt.subplots(figsize=(9, 2.8), layout="constrained")

@@ -34,7 +34,7 @@ from emalab.results import load_records
 from emalab.studies.statistics import Interval
 from emalab.studies.summary import StudySummary
 from lab.recordings import REFERENCE, image, label, state_dict
-from lab.style import METHODS, MUTED
+from lab.style import MUTED, SERIES
 from lab.verdicts import findings, from_more_seeds
 
 RESULTS = REFERENCE.parents[1] / "book" / "results"
@@ -128,7 +128,7 @@ def draw_trained() -> None:
             if name not in found:
                 continue
             interval = found[name]
-            color = MUTED if interval.low < 0 < interval.high else METHODS["non-local"]
+            color = MUTED if interval.low < 0 < interval.high else SERIES[2]
             axes.plot(
                 [interval.low, interval.high], [height] * 2, color=color, linewidth=2
             )
@@ -258,8 +258,8 @@ def draw_steps(turned: Mapping[str, float], moved: Mapping[str, float]) -> None:
     _figure, axes = plt.subplots(figsize=(7.6, 3.8), layout="constrained")
     places = np.arange(len(order))
     for values, shift, name, shade in (
-        (turned, 0.2, "path of the parameters", METHODS["EM"]),
-        (moved, -0.2, "logits afterwards", METHODS["non-local"]),
+        (turned, 0.2, "path of the parameters", SERIES[0]),
+        (moved, -0.2, "logits afterwards", SERIES[1]),
     ):
         shares = [max(100 * values[key], 1e-3) for key in order]
         axes.barh(places + shift, shares, height=0.38, color=shade, label=name)
@@ -288,7 +288,7 @@ def draw_schedules() -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.1), layout="constrained")
     end = progress > 0.995
     for (name, values), marks, color in zip(
-        rows.items(), ("-", "--", ":"), METHODS.values(), strict=False
+        rows.items(), ("-", "--", ":"), SERIES, strict=False
     ):
         left.plot(100 * progress[::50], values[::50], marks, color=color, label=name)
         right.plot(100 * progress[end], values[end], marks, color=color)

@@ -62,7 +62,7 @@ def use() -> None:
     _choose_formats()
     plt.rcParams.update(
         {
-            "axes.prop_cycle": cycler(color=list(METHODS.values())),
+            "axes.prop_cycle": cycler(color=[*SERIES, MUTED]),
             "axes.spines.right": False,
             "axes.spines.top": False,
             "figure.dpi": 110,
