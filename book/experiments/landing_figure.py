@@ -27,6 +27,7 @@ from emalab.em import normalize_bases
 from emalab.inspection import Inside, distinct_bases, look_inside, merge
 from emalab.viz import overlay
 from lab.interactive import pack, photograph
+from lab.style import smallest_text
 
 SHOWN = 4  # kinds of bases
 DIRECTIONS = 24  # of the features, that the live figure computes with
@@ -113,15 +114,16 @@ def main(arguments: Arguments) -> None:
     for panel, group in zip(panels[1], strongest.tolist(), strict=True):
         share = rearrange(shares[:, group], "(h w) -> h w", h=height).numpy()
         count = int((groups == group).sum())
-        alike = f"{count} bases, all alike" if count > 1 else "a single base"
-        show(panel, photo, f"who resembles {alike}")
+        alike = f"{count} equal bases" if count > 1 else "a single base"
+        show(panel, photo, f"positions like {alike}")
         large = Image.fromarray(share.astype(np.float32)).resize(
             (side, side), Image.Resampling.BILINEAR
         )
         panel.imshow(np.asarray(large) / share.max(), cmap=GLOW, vmin=0, vmax=1)
     write_data(arguments.out.with_suffix(".json"), inside, photo)
     out = arguments.out
-    figure.savefig(out, dpi=110, pil_kwargs={"quality": 86})
+    note = f"smallest text {smallest_text(figure):g} pt"  # for a phone, as lab.style notes it
+    figure.savefig(out, dpi=110, pil_kwargs={"quality": 86, "comment": note})
     print(f"{out}: {out.stat().st_size / 1024:.0f} KiB")
 
 

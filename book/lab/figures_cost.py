@@ -302,8 +302,8 @@ def methods() -> Styler:
     ]
     caption = "Batch 16, C = 512, bfloat16, one H200. Bold: the fastest when replayed. Reached: floor over replayed time."
     digits = {
-        "called / ms": "{:.3g}",
-        "replayed / ms": "{:.3g}",
+        "called / ms": "{:#.3g}",
+        "replayed / ms": "{:#.3g}",
         "floor / ms": "{:.3f}",
         "error / %": "{:.1f}",
     }

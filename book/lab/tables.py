@@ -67,8 +67,17 @@ def _text(value: Any, form: str | None) -> str:
         return ""
     if isinstance(value, bool | str):
         return str(value)
-    text = (form or ("{:.3g}" if isinstance(value, float) else "{}")).format(value)
+    text = form.format(value) if form else _three_digits(value)
+    text = text.removesuffix(".")  # of "{:#.3g}", which keeps zeros at the end
     return f"−{text[1:]}" if text.startswith("-") else text
+
+
+def _three_digits(value: Any) -> str:
+    """A number as it stands in a table unless a format says otherwise: 0.100 below 0.125, but 1e-07 and 12 images."""
+    if not isinstance(value, float):
+        return str(value)
+    keeps_zeros = 1e-3 <= abs(value) < 1000 and value != round(value)
+    return f"{value:#.3g}" if keeps_zeros else f"{value:.3g}"
 
 
 def _name(caption: str) -> str:

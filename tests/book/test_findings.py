@@ -18,10 +18,17 @@ def signs(finding: Finding) -> list[int]:
 
 
 def test_numbers_are_those_of_the_studies(found: dict[str, Finding]) -> None:
-    row = verdicts.findings("camvid").row("unroll").pooled
-    assert found["gradient"].estimates[2] == Estimate("street scenes", row.mean, row.low, row.high)
-    row = verdicts.findings("camvid").row("non-local").pooled
-    assert found["heads"].estimates[2] == Estimate("street scenes", -row.mean, -row.high, -row.low)
+    row = verdicts.findings("shapes").row("unroll").pooled
+    assert found["gradient"].estimates[0] == Estimate("generated scenes", row.mean, row.low, row.high)
+    row = verdicts.findings("voc-animals").row("non-local").pooled
+    assert found["heads"].estimates[1] == Estimate("animals", -row.mean, -row.high, -row.low)
+
+
+def test_numbers_on_camvid_are_those_of_the_chapters(found: dict[str, Finding]) -> None:
+    row = verdicts.from_more_seeds("camvid-gradient")["unroll"]
+    shown = found["gradient"].estimates[2]
+    assert shown.label == "street scenes"
+    assert [shown.mean, shown.low, shown.high] == pytest.approx([row.mean, row.low, row.high])
 
 
 def test_sentences_follow_from_the_numbers(found: dict[str, Finding]) -> None:
