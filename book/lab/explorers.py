@@ -106,12 +106,12 @@ def _cells(study: str, prefix: str) -> list[dict[str, Any]]:
     own = {"T=": model.num_iters, "K=": model.num_bases, "lambda=": model.scale}[prefix]
     zero = {"mean": 0.0, "low": 0.0, "high": 0.0, "default": True}
     cells = [{"value": f"{own:g}", **zero}]
+    judged = verdicts.judged_by(study)
     for row in verdicts.findings(study).rows:
         number = row.label.removeprefix(prefix)
         if number != row.label and "," not in number and row.difference.num_values:
-            interval = {
-                name: getattr(row.pooled, name) for name in ("mean", "low", "high")
-            }
+            found = judged[row.label]
+            interval = {name: getattr(found, name) for name in ("mean", "low", "high")}
             cells.append({"value": f"{float(number):g}", **interval})
     return sorted(cells, key=lambda cell: float(cell["value"]))
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from emalab.studies.statistics import Interval, student_interval
+from emalab.studies.statistics import student_interval
 from emalab.studies.summary import StudySummary
 from lab import verdicts
 
@@ -53,17 +53,9 @@ def _study(name: str) -> StudySummary:
     return verdicts.findings(name)
 
 
-@cache
-def _differences(study: str) -> dict[str, Interval]:
-    """Cell → its difference from the study's base, as the chapters judge by it: on CamVid from all runs of the base."""
-    if study == "camvid":
-        return verdicts.from_more_seeds(study)
-    return {row.label: row.pooled for row in _study(study).rows}
-
-
 def _difference(study: str, cell: str, label: str, sign: int = 1) -> Estimate:
     """Of a cell from the study's base; ``sign`` −1 subtracts the cell from the base."""
-    found = _differences(study)[cell]
+    found = verdicts.judged_by(study)[cell]
     low, high = sorted((sign * found.low, sign * found.high))
     return Estimate(label, sign * found.mean, low, high)
 

@@ -83,6 +83,17 @@ def from_more_seeds(
     return {label: found[recipe] for label, recipe in own.items() if recipe in found}
 
 
+@cache
+def judged_by(family: str) -> Mapping[str, Interval]:
+    """Cell → the difference from the family's baseline by which the chapters judge.
+
+    It is pooled over all cells; on CamVid, where seeds have no effect of their own, it is from all runs of the baseline.
+    """
+    if family == "camvid":
+        return from_more_seeds(family)
+    return {row.label: row.pooled for row in findings(family).rows}
+
+
 def all_base_scores(family: str, root: Path = RECORDS) -> dict[int, float]:
     """Seed → mIoU in percent of the baseline of a family, the runs of FAMILY-again included."""
     first = findings(family, root=root).base.scores

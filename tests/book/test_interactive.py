@@ -444,7 +444,7 @@ class TestInABrowser:
             'press("Higher"); press("Higher"); press("Lower"); pick("hyperparameter", "K"); pick("data", "shapes");'
             'press("Higher"); press("Higher"); press("Reset")',
         )
-        row = verdicts.findings("camvid").row("T=1").pooled
+        row = verdicts.judged_by("camvid")["T=1"]
         numbers = f"{row.mean:+.1f} points, 95 % interval [{row.low:+.1f}, {row.high:+.1f}]".replace("-", "−")
         assert said[0] == f"T = 1 on street scenes: {numbers}: no detectable difference from 3."
         assert said[2] == "T = 3 on street scenes: this is the default, which all others are compared with."
