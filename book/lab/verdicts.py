@@ -88,10 +88,14 @@ def judged_by(family: str) -> Mapping[str, Interval]:
     """Cell → the difference from the family's baseline by which the chapters judge.
 
     It is pooled over all cells; on CamVid, where seeds have no effect of their own, it is from all runs of the baseline.
+    A study that fixed its test in advance is judged by that: cityscapes-256 by differences paired by seed.
     """
     if family == "camvid":
         return from_more_seeds(family)
-    return {row.label: row.pooled for row in findings(family).rows}
+    found = findings(family)
+    if found.study.test:
+        return {row.label: row.difference for row in found.rows}
+    return {row.label: row.pooled for row in found.rows}
 
 
 def all_base_scores(family: str, root: Path = RECORDS) -> dict[int, float]:
