@@ -15,13 +15,13 @@ from matplotlib.lines import Line2D
 from emalab.studies.statistics import Interval
 from lab import tables
 from lab.style import METHODS, MUTED
-from lab.verdicts import interval_text, judged_by
+from lab.verdicts import interval_text, judged_by, verdict_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas.io.formats.style import Styler
 
-__all__ = ["COMPARISONS", "DATA_SETS", "differences", "draw_all", "holds", "table"]
+__all__ = ["COMPARISONS", "DATA_SETS", "differences", "draw_all", "elsewhere", "table"]
 
 DATA_SETS = {
     "generated scenes": "shapes",
@@ -74,32 +74,35 @@ def _negated(found: Interval) -> Interval:
     return Interval(-found.mean, -found.high, -found.low, found.num_values)
 
 
-def holds(label: str) -> str:
-    """In words on which data sets the cell is better or worse than the baseline."""
-    signs: dict[str, list[str]] = {"better": [], "worse": []}
-    for data in DATA_SETS:
-        found = differences(data).get(label)
-        if found is not None and found.excludes_zero:
-            signs["better" if found.mean > 0 else "worse"].append(data)
-    parts = [f"{word} on {', '.join(where)}" for word, where in signs.items() if where]
-    return "; ".join(parts) or "no detectable difference"
+def elsewhere(label: str, data: str) -> str:
+    """In words what the other data sets say of a cell: on which it is better or worse than the baseline."""
+    signs: dict[str, list[str]] = {}
+    for other in DATA_SETS:
+        found = differences(other).get(label)
+        if other != data and found is not None and found.excludes_zero:
+            signs.setdefault(verdict_of(found), []).append(other)
+    said = [f"{verdict} on {', '.join(where)}" for verdict, where in signs.items()]
+    return "; ".join(said) if said else "no detectable difference"
 
 
-def table(caption: str, *groups: str) -> Styler:
-    """The comparisons of some groups: a column for each data set, and a verdict; a difference that shows is bold."""
+def table(data: str, caption: str, *groups: str) -> Styler:
+    """The comparisons of some groups on one data set, and what the others say; a difference that shows is bold."""
     rows: list[dict[str, object]] = []
     bold = []
-    for group in groups:
-        for label, name in COMPARISONS[group].items():
-            found = {data: differences(data).get(label) for data in DATA_SETS}
-            if any(each is not None and each.excludes_zero for each in found.values()):
-                bold.append(len(rows))
-            shown = {
-                data: "" if each is None else interval_text(each)
-                for data, each in found.items()
-                if any(cell in differences(data) for cell in COMPARISONS[group])
+    for label, name in (
+        item for group in groups for item in COMPARISONS[group].items()
+    ):
+        found = differences(data)[label]
+        if found.excludes_zero:
+            bold.append(len(rows))
+        rows.append(
+            {
+                "setting": name,
+                "points [95 %]": interval_text(found),
+                "verdict": verdict_of(found),
+                "elsewhere": elsewhere(label, data),
             }
-            rows.append({"setting": name, **shown, "verdict": holds(label)})
+        )
     return tables.show(rows, caption, bold=bold)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from lab import conclusions, verdicts
-from lab.conclusions import COMPARISONS, DATA_SETS, differences, holds
+from lab.conclusions import COMPARISONS, DATA_SETS, differences, elsewhere
 
 from emalab.studies.statistics import Interval
 
@@ -36,8 +36,9 @@ def test_a_verdict_names_the_data_sets_whose_interval_excludes_zero(monkeypatch:
         "Cityscapes 256": {"last": Interval(-2.0, -2.5, -1.5, 5)},
     }
     monkeypatch.setattr(conclusions, "differences", found.__getitem__)
-    assert holds("last") == "better on generated scenes; worse on CamVid, Cityscapes 256"
-    assert holds("frozen") == "no detectable difference"
+    assert elsewhere("last", "Cityscapes 256") == "better on generated scenes; worse on CamVid"
+    assert elsewhere("last", "CamVid") == "better on generated scenes; worse on Cityscapes 256"
+    assert elsewhere("frozen", "Cityscapes 256") == "no detectable difference"
 
 
 def test_every_comparison_is_on_the_third_data_set() -> None:
