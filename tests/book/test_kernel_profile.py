@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
+from experiments import bench_cards
 from experiments import h200_kernel_profile as profile_kernel
 from experiments.h200_kernel_profile import COUNTERS, DEVICE, STALLS, UNITS, distill, read
 
@@ -125,9 +126,24 @@ class TestRecords:
                 if launch["phase"] == "accumulate":
                     assert features < launch["dram_read_bytes"] < features + 2**22
 
-    def test_the_readme_says_what_the_record_says(self, bench: dict[str, Any]) -> None:
-        readme = (RESULTS.parents[1] / "README.md").read_text()
-        kernel, flash = re.search(r"kernel: ([\d.]+) ms for 16 × 65² .* FlashAttention takes ([\d.]+)", readme).groups()
-        paper = {"b": 16, "n": 65**2, "k": 64, "c": 512, "iterations": 3, "dtype": "bfloat16"}
-        replayed = {row["method"]: f"{1e3 * row['replayed']:.2f}" for row in bench["rows"] if row["size"] == paper}
-        assert (kernel, flash) == (replayed["em-triton"], replayed["non-local-sdpa"])
+
+class TestCards:
+    """book/results/bench-cards-*.json: the same ways at the same sizes on every card."""
+
+    @pytest.fixture(params=sorted(RESULTS.glob("bench-cards-*.json")), ids=lambda path: path.stem)
+    def card(self, request: pytest.FixtureRequest) -> dict[str, Any]:
+        return json.loads(request.param.read_text())
+
+    def test_every_way_is_there_at_every_size(self, card: dict[str, Any]) -> None:
+        ways = {"em-fused", "em-torch", "em-compiled", "em-public", "non-local-flash"}
+        found = [(row["method"], Size(**row["size"])) for row in card["rows"]]
+        assert sorted(found, key=str) == sorted(product(ways, bench_cards.SIZES), key=str)
+
+    def test_rounds_are_complete_and_above_the_floor(self, card: dict[str, Any]) -> None:
+        for row in card["rows"]:
+            assert len(row["called"]) == len(row["replayed"]) == len(row["host"]) == bench_cards.Arguments.rounds
+            assert row["floor"] < min(row["replayed"])
+            assert row["error"] < 5e-2
+
+    def test_the_host_ran_evenly(self, card: dict[str, Any]) -> None:
+        assert all(moment["quiet"] for moment in card["host"])
