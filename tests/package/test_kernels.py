@@ -244,6 +244,17 @@ class TestInterpreted:
         ours = EMOutput(*launch(x, bases, 2, 1.0, "l2", 1e-6, False, False, dtype, plan))
         assert difference(ours, em_attention(x.double(), bases.double(), num_iters=2)) < bound
 
+    def test_means_instead_of_sums(self) -> None:
+        """As programs exchange them in half precision; one program has no positions."""
+        from emalab.kernels._launch import launch
+
+        shape = (2, 70, 60, 72)
+        x, bases = problem(*shape, torch.float16)
+        plan = replace(make_plan(*shape, x.dtype, 1), programs=7, block_n=16, one_launch=False, half_sums=True)
+        assert plan.whole
+        ours = EMOutput(*launch(x, bases, 3, 1.0, "l2", 1e-6, False, False, x.dtype, plan))
+        assert difference(ours, em_attention(x.double(), bases.double())) < 1e-2
+
     @pytest.mark.parametrize("chunked", [False, True])
     @pytest.mark.parametrize("clamp", [False, True])
     @pytest.mark.parametrize("norm", ["l2", "layer", "none"])
