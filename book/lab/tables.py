@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import html
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +48,7 @@ def show(
     )
     right = [head for head in heads if all(_is_number(cell) for cell in text[head])]
     style = (
-        text.style.format(escape="html")
+        text.style.format(_html)
         .hide(axis="index")
         .set_caption(caption)
         .set_uuid(_name(caption))
@@ -70,6 +72,12 @@ def _text(value: Any, form: str | None) -> str:
     text = form.format(value) if form else _three_digits(value)
     text = text.removesuffix(".")  # of "{:#.3g}", which keeps zeros at the end
     return f"−{text[1:]}" if text.startswith("-") else text
+
+
+def _html(cell: str) -> str:
+    """The cell for the page, where the style sheet keeps an interval on one line if the screen is wide."""
+    interval = r'<span class="interval">\g<0></span>'
+    return re.sub(r"\[[+−][^\]]*\]", interval, html.escape(cell))
 
 
 def _three_digits(value: Any) -> str:

@@ -32,7 +32,6 @@ BOOK = Path(__file__).parents[1]
 RECORDS = BOOK / "results" / "studies"
 STUDIES = load_studies(BOOK / "experiments" / "studies.py")
 
-NO_BREAK = "\N{NO-BREAK SPACE}"  # keeps an interval on one line
 PAIRS, POOLED = MUTED, METHODS["EM"]  # colors of the differences
 AGAIN: dict[str, Any] = {
     "color": POOLED, "marker": "D", "markersize": 4, "markerfacecolor": "white", "linewidth": 1.2
@@ -183,7 +182,7 @@ def interval_text(found: Interval) -> str:
         f"{value:{form}}".replace("-", "−")
         for value in (found.mean, found.low, found.high)
     )
-    return mean if np.isnan(found.low) else f"{mean} [{low},{NO_BREAK}{high}]"
+    return mean if np.isnan(found.low) else f"{mean} [{low}, {high}]"
 
 
 def verdict(text: str) -> Markdown:

@@ -52,3 +52,10 @@ def test_two_tables_of_a_page_share_no_name() -> None:
 def test_errors(rows: list[dict[str, object]], options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tables.show(rows, "Three heads", **options)  # type: ignore[arg-type]
+
+
+def test_an_interval_is_one_piece_and_other_brackets_are_text() -> None:
+    rows = [{"points": "+0.15 [−1.53, +1.23]", "x": "a[0] <b>"}]
+    html = tables.show(rows, "made up").to_html()
+    assert '+0.15 <span class="interval">[−1.53, +1.23]</span>' in html
+    assert "a[0] &lt;b&gt;" in html
