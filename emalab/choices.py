@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,8 +58,9 @@ class EMSettings(NamedTuple):
 
 def check_choice(name: str, value: object, words: Any) -> None:
     """Raise `ValueError` where ``value``, of the argument called ``name``, is none of the words of a `Literal` type."""
-    if value not in get_args(words):
-        raise ValueError(f"{name} must be one of {', '.join(get_args(words))}; got {value!r}")
+    known = words.__args__  # torch 2.6 compiles and exports this, and not `typing.get_args`
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
 
 
 def suggestion(wrong: str, known: Iterable[str]) -> str:

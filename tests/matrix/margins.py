@@ -1,13 +1,14 @@
 """How much of its tolerance each comparison of floating-point numbers uses, over seeds and instruction sets.
 
-``python tests/matrix/margins.py`` runs the tests named below under three instruction sets with five seeds each and
+``python tests/matrix/margins.py`` runs the tests named below under three instruction sets with five seeds each, and
 writes margins.md: for every test the largest share of a tolerance that a comparison used. 1 would be a failure, and
-what comes near it passes by luck. A processor that lacks an instruction set leaves that set out.
+what comes near it passes by luck. A processor that lacks an instruction set leaves that set out. After the first run
+only the tests that compared something run again.
 
 As a pytest plugin (``-p margins``) it measures ``torch.testing.assert_close``, ``numpy.testing.assert_allclose``,
-``pytest.approx``, the fixture ``compare`` and assertions of the form ``number < number``, whose share is the smaller
-number by the larger. ``not torch.allclose(…)`` asks for a difference, so its share is the other way round. Comparisons
-that allow nothing are exact and not listed.
+``pytest.approx``, the fixture ``compare``, and assertions of the form ``number < number``, whose share is the smaller
+number by the larger, or the quotient of the distances from 1 where both are parts of a whole. ``not torch.allclose(…)``
+asks for a difference, so its share is the other way round. Comparisons that allow nothing are exact and not listed.
 """
 
 import json
@@ -28,6 +29,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 RECORD = "EMALAB_MARGINS"
 Scalar: Any = type(pytest.approx(1.0))  # a private class, whose module differs between versions of pytest
+TESTED = "tests"
 SEEDS = (0, 1000, 2000, 3000, 4000)
 TESTS = [
     f"tests/package/test_{name}.py"
@@ -94,11 +96,11 @@ def measured_numpy(original: Callable[..., None]) -> Callable[..., None]:
 
 
 def measured_difference(original: Callable[..., bool]) -> Callable[..., bool]:
-    """`torch.allclose`, which tests use to ask for a difference: how near it came to being none."""
+    """`torch.allclose`: how near it came to the other answer. Tests ask for a difference, `gradcheck` for none."""
 
     def allclose(one: Any, other: Any, rtol: float = 1e-5, atol: float = 1e-8, **options: Any) -> bool:
         if share := share_of(one, other, rtol, atol):
-            note(1 / share)
+            note(min(share, 1 / share))
         return original(one, other, rtol=rtol, atol=atol, **options)
 
     return allclose
@@ -116,12 +118,27 @@ def measured_approx(original: Callable[..., bool]) -> Callable[..., bool]:
 
 
 def pytest_assertion_pass(item: pytest.Item, lineno: int, orig: str, expl: str) -> None:
-    """An inequality between positive numbers, of which one at least is no integer."""
+    """An inequality of the tests between positive numbers, of which one at least is no integer."""
     found = INEQUALITY.match(expl)
-    if found and not (found[1].isdigit() and found[3].isdigit()):
-        smaller, larger = sorted((float(found[1]), float(found[3])))
-        if larger:
-            note(smaller / larger)
+    if found and not (found[1].isdigit() and found[3].isdigit()) and _asserted_by() == TESTED:
+        note(share_of_inequality(*sorted((float(found[1]), float(found[3])))))
+
+
+def share_of_inequality(smaller: float, larger: float) -> float:
+    """The smaller number by the larger; for parts of a whole, their distances from the whole if that is less."""
+    shares = [smaller / larger] if larger else [0.0]
+    if smaller < larger <= 1:
+        shares.append((1 - larger) / (1 - smaller))
+    return min(shares)
+
+
+def _asserted_by() -> str:
+    """The top folder of the code that asserts; pytest reports assertions of its plugins, too."""
+    frame = sys._getframe(2)
+    while {"_pytest", "pluggy"} & set(Path(frame.f_code.co_filename).parts) and frame.f_back:
+        frame = frame.f_back
+    path = Path(frame.f_code.co_filename)
+    return path.relative_to(ROOT).parts[0] if path.is_relative_to(ROOT) else ""
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -152,14 +169,14 @@ def _reports(session: pytest.Session) -> list[Any]:
     return [*reporter.getreports("failed"), *reporter.getreports("error")]
 
 
-def measure(name: str, seed: int, out: Path) -> None:
+def measure(name: str, seed: int, out: Path, tests: list[str]) -> None:
     """Run the tests with an instruction set and shifted seeds, and leave the shares in a file."""
     variables = instructions()[name][1]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE), **variables}
     environment |= {RECORD: str(out), "EMALAB_SEED_SHIFT": str(seed)}
     environment["PYTHONPYCACHEPREFIX"] = str(out.parent / "bytecode")  # of tests that report passed assertions
     options = ["-q", "-p", "margins", "-p", "no:cacheprovider", "-o", "enable_assertion_pass_hook=true"]
-    command = [sys.executable, "-m", "pytest", *options, *TESTS]
+    command = [sys.executable, "-m", "pytest", *options, *tests]
     subprocess.run(command, cwd=ROOT, env=environment, check=False)
 
 
@@ -173,22 +190,25 @@ def instructions() -> dict[str, tuple[str, dict[str, str]]]:
 
 def page(found: dict[str, dict[str, Any]], shown: float = 0.2) -> str:
     """The table: tests that used more than the share ``shown``, the largest first."""
-    largest: dict[str, float] = defaultdict(float)
+    shares: dict[str, list[float]] = defaultdict(list)
     for run in found.values():
         for name, share in run["shares"].items():
-            largest[name] = max(largest[name], share)
+            shares[name].append(share)
     failed = sorted({f"- {setting}: `{name}`" for setting, run in found.items() for name in run["failed"]})
-    rows = sorted(((share, name) for name, share in largest.items() if share > shown), reverse=True)
+    rows = sorted(((max(of), min(of), name) for name, of in shares.items() if max(of) > shown), reverse=True)
     lines = [
         "# Margins of the tolerances",
         "",
-        f"`python tests/matrix/margins.py`: {len(found)} runs ({', '.join(found)}: instruction set and shift of the",
-        f"seeds); {len(largest)} tests compare floating-point numbers within a tolerance.",
-        f"{len(largest) - len(rows)} of them never use more than {shown:.0%} of it. The others:",
+        f"`python tests/matrix/margins.py` ran the tests {len(found)} times, each with another instruction set and",
+        f"shift of the seeds: {', '.join(found)}.",
         "",
-        "| largest share of the tolerance | test |",
-        "| ---: | --- |",
-        *(f"| {share:.0%} | `{name}` |" for share, name in rows),
+        f"{len(shares)} tests compare floating-point numbers within a tolerance, and {len(shares) - len(rows)} of them",
+        f"never use more than {shown:.0%} of it. The others are listed by the largest share that they used. Where the",
+        "smallest share equals the largest, the numbers depend on neither processor nor seed.",
+        "",
+        "| largest | smallest | test |",
+        "| ---: | ---: | --- |",
+        *(f"| {most:.0%} | {least:.0%} | `{name}` |" for most, least, name in rows),
         "",
         *(["Failed:", "", *failed] if failed else ["No run failed."]),
     ]
@@ -199,13 +219,16 @@ def main() -> None:
     """Measure every setting that this processor has, and write the table."""
     folder = ROOT / "_build" / "margins"
     folder.mkdir(parents=True, exist_ok=True)
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
+    tests = TESTS
     for seed in SEEDS:
         for name, (capability, _) in instructions().items():
             out = folder / f"{name}-{seed}.json"
             if not out.exists():
-                measure(name, seed, out)
-            found[f"{capability} +{seed}"] = json.loads(out.read_text(encoding="utf-8"))
+                measure(name, seed, out, tests)
+            found[f"{capability} +{seed}"] = first = json.loads(out.read_text(encoding="utf-8"))
+            if tests is TESTS:
+                tests = sorted(first["shares"])
     (HERE / "margins.md").write_text(page(found), encoding="utf-8")
 
 
