@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tyro.conf import Positional
 
@@ -72,28 +72,12 @@ def run(
         list: list the studies of FILE, or those of the book.
     """
     if list or not study:
-        print(_USAGE)
-        if study or CATALOG.is_file():
-            print(_catalog(Path(study or CATALOG)))
-        else:
-            print(f"\nThe studies of the book are in {CATALOG} of a clone, and are listed from its root.")
+        _list(study)
         raise SystemExit(0 if list else 2)
     chosen, family = find_study(study)
-    from emalab.data.loader import num_cores
-
-    gpus = () if accelerator == "cpu" else visible_gpus()
-    if accelerator == "cuda" and not gpus:
-        raise ValueError("there is no cuda device here; take --accelerator cpu")
-    if devices is not None and not 1 <= devices <= (len(gpus) or num_cores()):
-        raise ValueError(
-            f"--devices {devices}: there are {len(gpus) or num_cores()} {'GPUs' if gpus else 'cores'} here"
-        )
     options = StudyOptions(
         data_root=data_root or default_data_root(),
-        accelerator="cuda" if gpus else "cpu",
-        gpus=gpus[:devices],
-        processes=0 if gpus else devices or 1,
-        cores=num_cores(),
+        **_hardware(accelerator, devices),
         only=only,
         shard=_shard(shard),
         deadline_seconds=deadline_seconds,
@@ -103,18 +87,45 @@ def run(
         commit=commit,
     )
     folder = StudyFolder(out or Path("studies") / chosen.family)
-    workers = len(options.gpus) or options.processes
     if dry_run:
-        print(_describe(chosen, make_plan(chosen, folder, options), workers))
+        print(_describe(chosen, make_plan(chosen, folder, options), len(options.gpus) or options.processes))
         return
-    any_failed = False
-    if not summary:
-        signal.signal(signal.SIGTERM, _interrupt)
-        outcome = run_study(chosen, folder.root, options)
-        any_failed = bool(outcome.failed)
+    failed = [] if summary else _run_missing(chosen, folder, options)
     _summarize(chosen, family, folder, evaluation)
-    if any_failed:
+    if failed:
         raise SystemExit(1)
+
+
+def _list(file: str) -> None:
+    """The usage, and the studies of ``file`` or of the book."""
+    print(_USAGE)
+    if file or CATALOG.is_file():
+        print(_catalog(Path(file or CATALOG)))
+    else:
+        print(f"\nThe studies of the book are in {CATALOG} of a clone, and are listed from its root.")
+
+
+def _hardware(accelerator: str, devices: int | None) -> dict[str, Any]:
+    """Those of the `StudyOptions` that say on what the runs run."""
+    from emalab.data.loader import num_cores
+
+    gpus, cores = () if accelerator == "cpu" else visible_gpus(), num_cores()
+    if accelerator == "cuda" and not gpus:
+        raise ValueError("there is no cuda device here; take --accelerator cpu")
+    if devices is not None and not 1 <= devices <= (len(gpus) or cores):
+        raise ValueError(f"--devices {devices}: there are {len(gpus) or cores} {'GPUs' if gpus else 'cores'} here")
+    return {
+        "accelerator": "cuda" if gpus else "cpu",
+        "gpus": gpus[:devices],
+        "processes": 0 if gpus else devices or 1,
+        "cores": cores,
+    }
+
+
+def _run_missing(study: Study, folder: StudyFolder, options: StudyOptions) -> Sequence[str]:
+    """Run what has no record; the names of the runs that failed."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    return run_study(study, folder.root, options).failed
 
 
 def _interrupt(*_: object) -> None:
