@@ -228,7 +228,14 @@ def export_segmenter(
     texts = {key: json.dumps(value) for key, value in metadata.items()}
     texts |= {"format": FORMAT, "recipe": json.dumps(recipe_to_dict(recipe))}
     texts["checksum"] = tensors_checksum([sorted(texts.items()), sorted(tensors.items())])
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, texts))
+    write_atomically(path, lambda temporary: _save(tensors, temporary, texts))
+
+
+def _save(tensors: dict[str, Tensor], path: Path, texts: dict[str, str]) -> None:
+    try:
+        save_file(tensors, path, texts)
+    except SafetensorError as error:  # of its own kind, for a full disk, too
+        raise RuntimeError(str(error)) from error
 
 
 def read_metadata(path_or_name: str | Path) -> dict[str, Any]:

@@ -40,11 +40,23 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         temporary.chmod(mode)
         temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+    except OSError as error:
         raise CannotWriteError(path, error) from error
+    except RuntimeError as error:  # how torch reports a full disk
+        raise CannotWriteError(path, _refusal(temporary) or error) from error
     finally:
         with suppress(OSError):  # a folder that has become read-only
             temporary.unlink(missing_ok=True)
+
+
+def _refusal(file: Path) -> OSError | None:
+    """Why the system lets nobody write on in a file, if that is so."""
+    try:
+        with file.open("ab") as stream:
+            stream.write(bytes(2**20))
+    except OSError as error:
+        return error
+    return None
 
 
 def remove_leftovers(path: Path) -> None:

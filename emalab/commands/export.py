@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
+from emalab.files import remove_leftovers
 from emalab.results import load_records
 from emalab.shipped import find_checkpoint
 
@@ -36,6 +37,7 @@ def run(
     kind = out.suffix.removeprefix(".") if format == "auto" else format
     if kind not in ("safetensors", "onnx") or out.suffix != f".{kind}":
         raise ValueError(f"a released network is a .safetensors file, or an .onnx file; got {out}")
+    remove_leftovers(out)
     if kind == "onnx":
         _export_onnx(run, out, data, allow_code)
     else:
