@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a file or pipe in Windows' code page has no λ: a "?" rather than an end
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="replace", line_buffering=True)  # a log shows each line at once
     if words[:1] == ["--version"]:
         print(__version__)
         return

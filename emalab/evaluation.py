@@ -9,12 +9,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Subset
-from tqdm.auto import tqdm
 
 from emalab.data import LabeledImages, Sample
 from emalab.data.loader import ReadingLoader
 from emalab.inference import predict_labels
 from emalab.metrics import SegmentationMetric, SegmentationScores
+from emalab.progress import progress_bar
 from emalab.segmenter import Segmenter
 from emalab.views import Views
 
@@ -55,7 +55,7 @@ def evaluate(
         views: instead of ``scales`` and ``flip``, all that `Views` can say: sliding windows for large images as well.
         batch_size: how many images of one size to evaluate together; changes the speed, not the scores.
         num_workers: processes that decode images.
-        progress: show a bar.
+        progress: show a bar, or lines where standard error is no terminal.
 
     Raises:
         ValueError: another number of classes, a batch size below 1, an empty split, or ``views`` beside ``scales`` or
@@ -109,7 +109,7 @@ def _batches_of_one_size(
     def batch(samples: list[Sample]) -> tuple[Tensor, Tensor]:
         return torch.stack([s.image for s in samples]), torch.stack([s.mask for s in samples])
 
-    for sample in tqdm(loader, "evaluating", unit="img", disable=not progress or share.start > 0, leave=False):
+    for sample in progress_bar(loader, "evaluating", unit="img", disable=not progress or share.start > 0, leave=False):
         group = waiting[sample.mask.shape]
         group.append(sample)
         if len(group) == batch_size:

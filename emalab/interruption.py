@@ -1,9 +1,10 @@
-"""Ctrl-C and SIGTERM during a run: never in the middle of a step."""
+"""Ctrl-C, SIGTERM and SIGUSR1 during a run: never in the middle of a step, and in all its processes together."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import current_thread, main_thread
@@ -11,6 +12,9 @@ from types import FrameType, TracebackType
 from typing import Any
 
 __all__ = ["Interrupted", "Interruption"]
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if sys.platform != "win32" else []))
 
 
 class Interrupted(KeyboardInterrupt):
@@ -22,18 +26,25 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interruption:
-    """A context in which SIGINT and SIGTERM raise `Interrupted`; the second signal has its usual effect.
+    """A context in which SIGINT, SIGTERM and SIGUSR1 raise `Interrupted`; the second signal has its usual effect.
 
-    Only the main thread receives signals, and a handler of somebody else's is left alone.
+    Schedulers warn by SIGTERM or SIGUSR1 before they end a job. Only the main thread receives signals, and a handler of
+    somebody else's is left alone.
+
+    Args:
+        shared: the run has several processes, which have to stop after the same step. Then a signal is only noted, in
+            `received`, until they have agreed.
     """
 
-    def __init__(self) -> None:
-        self._owner, self._waits, self._received = os.getpid(), False, 0
+    def __init__(self, shared: bool = False) -> None:
+        self._owner, self._shared, self.received = os.getpid(), shared, 0
+        self._waits = shared
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
         if current_thread() is main_thread():
-            for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+            for number in _SIGNALS:
+                usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
                 if signal.getsignal(number) is usual:
                     self._before[number] = signal.signal(number, self._receive)
         return self
@@ -45,14 +56,25 @@ class Interruption:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """What is done here is done whole: a signal takes effect after it."""
+        """What is done here is done whole: a signal takes effect after it, or when all processes have agreed."""
         self._waits = True
         try:
             yield
         finally:
-            self._waits = False
-        if self._received:
-            raise Interrupted(self._received)
+            self._waits = self._shared
+        if self.received and not self._shared:
+            raise Interrupted(self.received)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Here no process has anything to save: a signal takes effect at once, in each for itself."""
+        shared, self._shared, self._waits = self._shared, False, False
+        try:
+            if self.received:
+                raise Interrupted(self.received)
+            yield
+        finally:
+            self._shared = self._waits = shared
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:  # a loader's worker, which ends with this process
@@ -60,7 +82,7 @@ class Interruption:
             os.kill(os.getpid(), number)
             return
         self._restore()
-        self._received = number
+        self.received = number
         if not self._waits:
             raise Interrupted(number)
 

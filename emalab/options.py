@@ -32,7 +32,7 @@ class RunOptions:
     checkpoint_every: int = 500
     """Iterations between checkpoints; what a kill can cost at most."""
     log_every: int = 20
-    """Iterations between lines of the log; each waits for the device."""
+    """Iterations between lines of the log; each waits for the device, and there several processes agree to stop."""
     progress: bool = True
     """Show a progress bar."""
     commit: str | None = None

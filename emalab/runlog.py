@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -42,7 +43,9 @@ class RunLog:
             text = "".join(json.dumps(line) + "\n" for line in kept)
             write_atomically(self.path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
             self._file = self.path.open("a", encoding="utf-8")
-            self._board: SummaryWriter | None = SummaryWriter(str(folder / "tensorboard"), purge_step=iteration + 1)
+            self._board: SummaryWriter | None = SummaryWriter(
+                str(folder / "tensorboard"), purge_step=iteration + 1, flush_secs=10
+            )
 
     def write(self, iteration: int, **values: float) -> None:
         """Log ``values`` under the number of iterations done."""
@@ -52,11 +55,17 @@ class RunLog:
                 self._file.flush()
             except OSError as error:
                 raise CannotWriteError(self.path, error) from error
+        self.draw(iteration, **values)
 
-            def draw(board: SummaryWriter) -> None:
-                for name, value in values.items():
+    def draw(self, iteration: int, **values: float) -> None:
+        """Points of curves for TensorBoard alone; one that is NaN, as is the IoU of an absent class, is left out."""
+
+        def draw(board: SummaryWriter) -> None:
+            for name, value in values.items():
+                if not math.isnan(value):
                     board.add_scalar(name.replace(" + ", "_").replace(" ", "_"), value, iteration)
 
+        if self.enabled:
             self._show(draw)
 
     def _show(self, draw: Callable[[SummaryWriter], object]) -> None:
@@ -97,15 +106,27 @@ class Window:
         """Count the mean loss of a step, which may still be being computed."""
         self.losses.append(loss)
 
-    def close(self, fabric: Fabric) -> tuple[float, float]:
-        """Mean loss over all ranks, so that they stop together, and images per second; starts the next window."""
+    def close(self, fabric: Fabric, stops: bool = False) -> tuple[float, float, bool]:
+        """Mean loss over all ranks, images per second, and whether a rank stops; starts the next window.
+
+        All ranks get the same values, so that they stop together.
+        """
         import torch
 
-        mean: Any = fabric.all_reduce(torch.stack(self.losses).mean(), reduce_op="mean")
-        loss = mean.item()
+        mean = torch.stack(self.losses).mean()
+        shared: Any = fabric.all_reduce(torch.stack([mean, torch.full_like(mean, stops)]), reduce_op="mean")
+        loss, stop = shared.tolist()
+        return loss, self._speed(), stop > 0
+
+    def rest(self) -> tuple[float, float] | None:
+        """Mean loss on this rank and images per second since the last look, or None without a step."""
+        losses = [loss.item() for loss in self.losses]
+        return (sum(losses) / len(losses), self._speed()) if losses else None
+
+    def _speed(self) -> float:
         speed = len(self.losses) * self.batch_size / (time.perf_counter() - self.since)
         self.restart()
-        return loss, speed
+        return speed
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:

@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
 
 from emalab.data import LabeledImages
 from emalab.data.coco_stuff import COCO_STUFF_10K, COCO_STUFF_164K, IDS
@@ -34,6 +33,7 @@ from emalab.data.voc import VOC
 from emalab.evaluation import check_classes, share_of_rank
 from emalab.files import write_atomically
 from emalab.inference import predict_labels
+from emalab.progress import progress_bar
 from emalab.segmenter import Segmenter
 from emalab.views import SINGLE_SCALE, Views
 from emalab.viz import save_labels
@@ -138,7 +138,7 @@ def _images(dataset: LabeledImages, num_workers: int, progress: bool) -> Iterato
     images = _Images(dataset)
     loader = ReadingLoader(images, num_workers, batch_size=None)
     disable = not progress or images.indices.start > 0
-    return iter(tqdm(loader, "predicting", unit="img", disable=disable, leave=False))
+    return iter(progress_bar(loader, "predicting", unit="img", disable=disable, leave=False))
 
 
 def _of_all_ranks(names: list[str]) -> list[str]:

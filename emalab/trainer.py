@@ -7,17 +7,17 @@ and a resumed run equals an uninterrupted one.
 from __future__ import annotations
 
 import math
+import signal
 import time
 import uuid
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from emalab.checkpoints import CheckpointError, load_training_state, save_training_state, tensors_checksum
 from emalab.data import LabeledImages, load_dataset
@@ -34,6 +34,7 @@ from emalab.metrics import SegmentationScores
 from emalab.optim import make_optimizer, poly_lr
 from emalab.options import RunOptions, run_folder
 from emalab.processes import hold_gloo_backend, lost_peer, make_fabric, share_buffers
+from emalab.progress import progress_bar
 from emalab.recipes import Recipe
 from emalab.results import find_origin, make_record, write_record
 from emalab.resume import refuse_changes
@@ -42,6 +43,9 @@ from emalab.run_folder import RunFolder
 from emalab.runlog import RunLog, Window
 from emalab.segmenter import Segmenter
 from emalab.views import Views
+
+if TYPE_CHECKING:
+    from tqdm.auto import tqdm
 
 __all__ = ["RunOptions", "TrainResult", "Trainer", "TrainingDivergedError", "run_folder", "train"]
 
@@ -87,7 +91,7 @@ def train(
         RunBusyError: another process trains in ``out``.
         CannotWriteError: a full disk, or a folder that is read-only; the last checkpoint is whole.
         CheckpointError: ``last.pt`` is damaged or belongs to another recipe, or the weights to start from do not fit.
-        Interrupted: Ctrl-C or SIGTERM; the run has been saved.
+        Interrupted: Ctrl-C, SIGTERM or SIGUSR1; the run has been saved.
         TrainingDivergedError: the loss, a weight, a running statistic or a moment became infinite or NaN.
     """
     return Trainer(recipe, Path(out), options or RunOptions(), train_data, eval_data).fit()
@@ -120,7 +124,7 @@ class Trainer:
             self.folder.refuse_if_held()
         self._identity = data_identity(self.train_data)
         self.iteration, self.best, self.seconds, self.changes = 0, -math.inf, 0.0, list[str]()
-        self._started = time.perf_counter()
+        self._started, self._window = time.perf_counter(), Window(recipe.optim.batch_size)
         # Now: the source may change while a long run goes on, and nothing after the last step may fail.
         self.origin, self.run = find_origin(self.fabric.device, options.commit), uuid.uuid4().hex
         self.model = initial_network(recipe, self.fabric, out.parent, resumed=self.last.exists())
@@ -195,7 +199,7 @@ class Trainer:
             raise FileExistsError(f"another process has trained in {self.out} meanwhile; start again with --resume")
 
     def _progress_bar(self) -> tqdm[Any]:
-        return tqdm(
+        return progress_bar(
             total=self.recipe.optim.iterations,
             initial=self.iteration,
             desc=self.recipe.name,
@@ -212,14 +216,17 @@ class Trainer:
             if first:
                 stack.enter_context(self.folder.hold())
                 self._refuse_progress_of_others()
-            self._interruption = stack.enter_context(Interruption())
+            self._interruption = stack.enter_context(Interruption(shared=self.fabric.world_size > 1))
             log = stack.enter_context(RunLog(self.out, self.iteration, enabled=first))
             bar = stack.enter_context(self._progress_bar())
             try:
                 self._learn(log, bar)
-                return self._finish(log)
+                with self._interruption.at_once():
+                    return self._finish(log)
             except Interrupted as interrupted:
-                raise self._stopped(interrupted.number) from None
+                stopped = self._stopped(interrupted.number)
+                self._note_rest(log)
+                raise stopped from None
             except RuntimeError as error:
                 if self.fabric.world_size > 1 and lost_peer(error):
                     raise ConnectionError(self._lost()) from error
@@ -228,31 +235,54 @@ class Trainer:
     def _learn(self, log: RunLog, bar: tqdm[Any]) -> None:
         """Train to the end."""
         total, every = self.recipe.optim.iterations, self.recipe.evaluation.every
-        self._started, window = time.perf_counter(), Window(self.recipe.optim.batch_size)
+        self._started, shared = time.perf_counter(), self.fabric.world_size > 1
         self._train_mode()
         self._execution.prepare()
+        self._window.restart()
         for images, masks in self._loader():
             with self._interruption.deferred():
-                window.add(self.step(images, masks))
+                self._window.add(self.step(images, masks))
             bar.update()
             saves = self.iteration % self.options.checkpoint_every == 0 or self.iteration == total
             evaluates = every > 0 and self.iteration % every == 0 and self.iteration < total
             if saves or evaluates or self.iteration % self.options.log_every == 0:
-                loss, speed = window.close(self.fabric)
-                lr = poly_lr(self.iteration - 1, self.recipe.optim)
-                if not math.isfinite(loss):
-                    raise self._diverged(f"the loss became {loss}")
-                self._note(log, loss=loss, lr=lr, images_per_second=speed)
-                bar.set_postfix(loss=f"{loss:.3f}", lr=f"{lr:.1e}", img_s=f"{speed:.0f}")
+                self._look(log, bar)
             if evaluates:
-                scores = self.evaluate()
+                if shared:
+                    self._checkpoint()  # what is learned until here, should the run be stopped during the evaluation
+                with self._interruption.at_once():
+                    scores = self.evaluate()
                 self._note(log, miou=scores.miou, pixel_accuracy=scores.pixel_accuracy)
+                self._draw(log, scores)
                 self._keep_if_best(scores)
-                window.restart()
-            if saves:
-                self._count_seconds()
-                self.save(self.last)
-                window.restart()
+                self._window.restart()
+            if saves or (evaluates and shared):
+                self._checkpoint()
+
+    def _look(self, log: RunLog, bar: tqdm[Any]) -> None:
+        """Log the loss since the last look; here the processes of a run agree to stop."""
+        interruption = self._interruption
+        loss, speed, stops = self._window.close(self.fabric, interruption.received > 0)
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss became {loss}")
+        lr = poly_lr(self.iteration - 1, self.recipe.optim)
+        self._note(log, loss=loss, lr=lr, images_per_second=speed)
+        bar.set_postfix({"loss": f"{loss:.3f}", "lr": f"{lr:.1e}", "img/s": f"{speed:.0f}"})
+        if stops:
+            raise Interrupted(interruption.received or signal.SIGTERM)
+
+    def _note_rest(self, log: RunLog) -> None:
+        """The last point of the curves, where a run is stopped between two looks."""
+        rest = self._window.rest()
+        if rest and math.isfinite(rest[0]):
+            lr = poly_lr(self.iteration - 1, self.recipe.optim)
+            with suppress(OSError):  # the checkpoint matters more
+                log.write(self.iteration, loss=rest[0], lr=lr, images_per_second=rest[1])
+
+    def _draw(self, log: RunLog, scores: SegmentationScores, **more: float) -> None:
+        """A point for every class in TensorBoard."""
+        with self._interruption.deferred():
+            log.draw(self.iteration, **{f"iou/{name}": iou for name, iou in scores.iou.items()}, **more)
 
     def _note(self, log: RunLog, **values: float) -> None:
         """Write a whole line: a signal in the middle would leave TensorBoard's thread waiting for two minutes."""
@@ -318,6 +348,13 @@ class Trainer:
         if self.fabric.is_global_zero:
             self._write(path)
         self.fabric.barrier()
+        if path == self.last:
+            self._saved = self.iteration
+
+    def _checkpoint(self) -> None:
+        self._count_seconds()
+        self.save(self.last)
+        self._window.restart()
 
     def _write(self, path: Path) -> None:
         state = {
@@ -333,8 +370,6 @@ class Trainer:
             "changes": self.changes,
         }
         save_training_state(path, self.recipe, state)
-        if path == self.last:
-            self._saved = self.iteration
 
     def _count_seconds(self) -> None:
         now = time.perf_counter()
@@ -346,8 +381,10 @@ class Trainer:
         scores = {"single scale": self.evaluate()}
         if views != views.single_scale():
             scores["multi-scale" + " + flip" * views.flip] = self.evaluate(views)
+        last = scores["single scale"]
         self._note(log, **{name: found.miou for name, found in scores.items()})
-        self._keep_if_best(scores["single scale"])
+        self._draw(log, last, miou=last.miou, pixel_accuracy=last.pixel_accuracy)
+        self._keep_if_best(last)
         record = make_record(
             self.recipe,
             scores,
@@ -373,15 +410,18 @@ class Trainer:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def _stopped(self, number: int) -> Interrupted:
-        """Save what came after the last checkpoint, on the first rank alone: the others may be elsewhere."""
+        """Save what came after the last checkpoint. The other ranks wait: the end of one makes torchrun end all."""
         total = self.recipe.optim.iterations
         message = f"{self.recipe.name} was stopped at iteration {self.iteration} of {total}"
-        if self.fabric.is_global_zero and self.iteration > self._saved:
+        if self.iteration > self._saved:
             self._count_seconds()
             try:
-                self._write(self.last)
+                if self.fabric.is_global_zero:
+                    self._write(self.last)
             except (CheckpointError, OSError) as error:
                 return Interrupted(number, f"{message}, and {error}")
+            finally:
+                self.fabric.barrier()
         return Interrupted(number, f"{message}; {self.last} is saved, go on with --resume")
 
     def _lost(self) -> str:

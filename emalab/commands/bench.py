@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from itertools import product
 from pathlib import Path
 from typing import Literal
 
-from tqdm import tqdm
-
 from emalab.choices import Method
 from emalab.commands.environment import Device, own_device
+from emalab.progress import progress_bar
 from emalab.results import write_record
 
 Dtype = Literal["bfloat16", "float16", "float32"]
@@ -70,7 +68,7 @@ def run(
     chosen = methods or (_ON_GPU if gpu else _ON_CPU)
     ceilings = measure_ceilings(where, sorted({size.dtype for size in sizes}))
     rows = benchmark(sizes, chosen, where, seconds, ceilings)
-    done = list(tqdm(rows, total=len(sizes) * len(chosen), disable=not sys.stderr.isatty()))
+    done = list(progress_bar(rows, "timing", total=len(sizes) * len(chosen), unit="row"))
     print(format_table(done, ceilings))
     if out:
         write_record(out, to_record(done, ceilings, where))

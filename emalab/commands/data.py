@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +35,7 @@ def prepare(
     from emalab.data.prepare import prepare_dataset
 
     root = data_root or default_data_root() or DEFAULT_ROOT
-    prepare_dataset(name, root, source, keep_archives=keep_archives, progress=sys.stderr.isatty())
+    prepare_dataset(name, root, source, keep_archives=keep_archives, progress=True)
 
 
 def check(
@@ -59,7 +58,7 @@ def check(
     if is_folder_name(name) and not _is_described(name, write):
         raise SystemExit(1)
     root = data_root or default_data_root()
-    report = check_dataset(name, root, progress=sys.stderr.isatty())
+    report = check_dataset(name, root, progress=True)
     print(report)
     if preview is not None and report.counts:
         from emalab.data import load_dataset
@@ -82,7 +81,7 @@ def _is_described(name: str, write: bool) -> bool:
         complete_folder(name)
     if folder != Path(name) or not folder.is_dir() or (folder / CLASSES_FILE).exists():
         return True
-    proposal = propose_labels(folder, progress=sys.stderr.isatty())
+    proposal = propose_labels(folder, progress=True)
     print(f"{proposal.file} is missing. Proposed from the masks (--write keeps it there, to be edited):\n")
     print(proposal.text)
     return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,7 +73,7 @@ def run(
             views=views_to_score(recipe, scales, flip, window, overlap),
             batch_size=batch_size,
             num_workers=min(num_cores(), 8),
-            progress=sys.stderr.isatty(),
+            progress=True,
         )
     if is_first_process():
         _print_scores(scores)

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from tyro.conf import Positional
 
@@ -81,12 +81,15 @@ def run(
     if data:
         check_name(data)
     from emalab.commands.evaluate import load_to_score, views_to_score
+    from emalab.progress import progress_bar
 
     model, recipe = load_to_score(checkpoint, output_stride, allow_code)
     spec = _spec_of(checkpoint, model, data, recipe)
     views, side = views_to_score(recipe, scales, flip, window, overlap), max_side or MAX_SIDES.get(checkpoint)
     labeler = _Labeler(model.to(own_device(device)), spec, out, confidence, side, views)
-    failed = sum(not labeler.label(photograph) for photograph in found.photographs)
+    failed = 0
+    for photograph in progress_bar(found.photographs, "predicting", unit="file", disable=len(found.photographs) == 1):
+        failed += not labeler.label(photograph)
     if failed or found.problems:
         raise SystemExit(1)
 
@@ -125,9 +128,9 @@ class _Labeler:
             frames = open_video(photograph.path) if video else open_animation(photograph.path)
             written = self._frames(photograph, frames, video) if frames else self._still(photograph)
         except (OSError, ValueError) as error:
-            print(f"emalab: error: {one_line(error)}", file=sys.stderr)
+            _print(f"emalab: error: {one_line(error)}", sys.stderr)
             return False
-        print(f"{photograph.path} → {written}")
+        _print(f"{photograph.path} → {written}", sys.stdout)
         return True
 
     def _still(self, photograph: Photograph) -> str:
@@ -156,12 +159,11 @@ class _Labeler:
 
     def _overlays(self, frames: Frames, masks: Path, name: str) -> Iterator[Image.Image]:
         """Label each frame and write its mask, as its picture is asked for."""
-        from tqdm import tqdm
-
+        from emalab.progress import progress_bar
         from emalab.viz import overlay, save_confidence, save_labels
 
         named = range(self.spec.num_classes) if self.spec.num_classes <= _NAMED_IN_VIDEOS else ()
-        bar = tqdm(frames.images, name, total=frames.count, unit="frame", disable=not sys.stderr.isatty(), leave=False)
+        bar = progress_bar(frames.images, name, total=frames.count, unit="frame", leave=False)
         for index, image in enumerate(bar):
             labels, confidence = self._predict(image)
             save_labels(labels, self.spec, masks / f"{index:06d}.mask.png")
@@ -181,6 +183,14 @@ class _Labeler:
             return ""
         factor = side / max(height, width)
         return f" ({width}×{height} pixels, seen at {round(width * factor)}×{round(height * factor)}; see --max-side)"
+
+
+def _print(line: str, file: TextIO) -> None:
+    """The line, above a bar that is on the screen."""
+    from tqdm import tqdm
+
+    with tqdm.external_write_mode(file):
+        print(line, file=file)
 
 
 def _with_ending(stem: Path, ending: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from tyro.conf import Positional
@@ -65,7 +64,7 @@ def run(
             out,
             views_to_score(recipe, scales, flip, window, overlap),
             num_workers=min(num_cores(), 8),
-            progress=sys.stderr.isatty(),
+            progress=True,
         )
     if is_first_process():
         print(f"{len(dataset)} images: {handed_in}")

@@ -21,9 +21,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any, Literal, NamedTuple
 
 from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
 
 from emalab.data.errors import DataError
+from emalab.progress import progress_bar
 
 _CHUNK = 1 << 20  # bytes read at a time
 _PATIENCE = 60.0  # seconds without a byte after which a connection counts as lost
@@ -210,7 +210,7 @@ def _fetch(url: str, part: Path, progress: bool) -> None:
         received = start
         with (
             part.open("r+b" if start else "wb") as file,
-            tqdm(
+            progress_bar(
                 desc=part.stem, initial=start, total=total, unit="B", unit_scale=True, miniters=1, disable=not progress
             ) as bar,
         ):
@@ -265,7 +265,7 @@ def unpack(
             with _explained(archive):
                 for member in open_members(archive, bound):
                     bound.check(member)
-            bar = tqdm(desc=f"unpacking {archive.name}", unit=" files", disable=not progress)
+            bar = progress_bar(desc=f"unpacking {archive.name}", unit=" files", disable=not progress)
             with bar, _explained(archive):
                 for member in open_members(archive, bound):
                     _write(member, temporary, archive)

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
-from tqdm.auto import tqdm
 
 from emalab.data.errors import (
     DataError,
@@ -25,6 +24,7 @@ from emalab.data.loader import num_cores
 from emalab.data.masks import UNKNOWN
 from emalab.data.spec import Color
 from emalab.files import write_atomically
+from emalab.progress import progress_bar
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -173,7 +173,7 @@ def run_all(
     pool = ThreadPoolExecutor(num_threads or num_cores())
     try:
         results = pool.map(work, items)
-        return list(tqdm(results, total=len(items), desc=title, unit="file", disable=not progress))
+        return list(progress_bar(results, total=len(items), desc=title, unit="file", disable=not progress))
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -32,7 +32,8 @@ class IterationBatches(Sampler[list[SampleKey]]):
     `batch_size × world_size` of them, across the border of two epochs where it falls there. Rank r takes the r-th
     part of the global batch. Augmentation seeds belong to (seed, iteration, position in the global batch). So a
     run that resumes at iteration k, another number of workers, or other ranks with the same global batch see the
-    same data.
+    same data. Every rank has equally many batches, all of one size, however many samples there are: no rank ever waits
+    for the gradients of one that has finished.
 
     Args:
         num_samples: size of the data set.

@@ -72,8 +72,17 @@ class Worker:
         else:
             score, seconds = record["scores"]["single scale"]["miou"], record["seconds"]["run"]
             text, state = f"done, {100 * score:.2f} in {seconds:.0f} s", DONE
-        job.report(board.line(index, run, text))
+        job.report(board.line(index, run, text + self._left()))
         board.states[index] = state
+
+    def _left(self) -> str:
+        """How many minutes the runs without a record will take the workers of the folder on this machine."""
+        folder, states = self.job.folder, zip(self.job.runs, self.board.states, strict=True)
+        missing = sum(state in (WAITING, STARTED) and not folder.record(run).is_file() for run, state in states)
+        seconds, workers = self.job.options.seconds_per_run or folder.seconds_per_run(), folder.active_workers()
+        if not missing or seconds is None:
+            return ""
+        return f", {missing} left in about {-(-missing // max(workers, 1)) * seconds / 60:.1f} minutes"
 
 
 def share_of_cores(cores: int, folder: StudyFolder) -> int:

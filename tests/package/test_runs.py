@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from processes import command
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import CPU, scenes, short_train, tiny_recipe
+from torch import nn
 from waiting import HANGS, Process, wait_until
 
-from emalab.checkpoints import load_training_state, read_spec, tensors_checksum
+from emalab.checkpoints import export_segmenter, load_training_state, read_spec, tensors_checksum
 from emalab.cli import main
 from emalab.files import CannotWriteError, write_atomically
 from emalab.interruption import Interrupted, Interruption
+from emalab.recipes import EvalConfig
 from emalab.results import read_record
 from emalab.run_folder import RunBusyError, RunFolder
 from emalab.runlog import RunLog, read_log
@@ -110,7 +117,7 @@ def test_a_record_of_other_weights_is_not_exported(tmp_path: Path, capsys: pytes
 
 class TestInterruption:
     @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to hear")
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
     def test_saves_first(self, number: signal.Signals, tmp_path: Path) -> None:
         """Nothing that has been learned is lost, however far away the next checkpoint was."""
         run = tmp_path / "run"
@@ -174,6 +181,47 @@ class TestInterruption:
         assert tensors_checksum(one["optimizer"]) == tensors_checksum(other["optimizer"])
 
 
+def curves(run: Path) -> dict[str, list[int]]:
+    """TensorBoard's curves, each with the iterations at which it has a point."""
+    board = EventAccumulator(str(run / "tensorboard")).Reload()
+    return {name: [point.step for point in board.Scalars(name)] for name in board.Tags()["scalars"]}
+
+
+class TestCurves:
+    """Log lines come every 3 of 8 steps, evaluations after 4 and at the end."""
+
+    recipe = tiny_recipe(evaluation=EvalConfig(every=4))
+    options: ClassVar[dict[str, Any]] = {"log_every": 3, "checkpoint_every": 100}
+
+    def test_reach_the_end_and_show_every_class(self, tmp_path: Path) -> None:
+        result = short_train(self.recipe, tmp_path, **self.options)
+        found = curves(tmp_path)
+        for name in ("loss", "lr", "images_per_second"):
+            assert found.pop(name) == [3, 4, 6, 8]
+        assert found.pop("single_scale") == [8]
+        iou = result.scores["single scale"].iou
+        present = {"iou/" + name.replace(" ", "_"): [4, 8] for name, value in iou.items() if not math.isnan(value)}
+        assert found == {"miou": [4, 8], "pixel_accuracy": [4, 8], **present}
+
+    def test_reach_the_step_at_which_a_run_is_stopped(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        step = Trainer.step
+
+        def interrupted(trainer: Trainer, *batch: torch.Tensor) -> torch.Tensor:
+            loss = step(trainer, *batch)
+            if trainer.iteration == 5:
+                signal.raise_signal(signal.SIGINT)
+            return loss
+
+        with monkeypatch.context() as stopped:
+            stopped.setattr(Trainer, "step", interrupted)
+            with pytest.raises(KeyboardInterrupt, match="stopped at iteration 5 of 8"):
+                short_train(self.recipe, tmp_path, **self.options)
+        assert curves(tmp_path)["loss"] == [3, 4, 5]
+        assert [line["iteration"] for line in read_log(tmp_path) if "loss" in line] == [3, 4, 5]
+        short_train(self.recipe, tmp_path, resume=True, **self.options)
+        assert curves(tmp_path)["loss"] == [3, 4, 5, 6, 8]
+
+
 class TestDisk:
     def test_a_full_disk_is_one_line(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -209,6 +257,22 @@ class TestDisk:
         with pytest.raises(CannotWriteError, match=r"a\.json could not be written: No space left on device$"):
             write_atomically(tmp_path / "a.json", fill)
 
+    @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit of the size of files")
+    def test_a_limit_that_torch_does_not_name(self, tmp_path: Path) -> None:
+        """Nor safetensors as an error of the system: one reports "unexpected pos 93888 vs 93784", the other its own."""
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, most))
+        try:
+            with pytest.raises(CannotWriteError, match=r"a\.pt could not be written: File too large$"):
+                write_atomically(tmp_path / "a.pt", lambda temporary: torch.save(torch.zeros(2**20), temporary))
+            with pytest.raises(CannotWriteError, match=r"b\.safetensors could not be written: File too large$"):
+                export_segmenter(nn.Linear(512, 512), tmp_path / "b.safetensors", tiny_recipe(), {})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        assert not list(tmp_path.iterdir())
+
     def test_a_file_in_place_of_the_folder(self, tmp_path: Path) -> None:
         (tmp_path / "run").write_text("a file")
         with pytest.raises(OSError, match="run"):
@@ -225,22 +289,45 @@ def test_one_process_in_an_allocation_of_slurm(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "record.json").read_text())["devices"] == 1
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize("dies", ["first", "second"])
-def test_when_one_of_two_processes_dies(dies: str, tmp_path: Path) -> None:
-    """The other ends soon, with a message, rather than waiting."""
-    run = tmp_path / "run"
+@contextmanager
+def two_processes(run: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A long run of two processes in the middle of it: the first one, and the number of the second."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "emalab", *LONG, "--devices", "2", "--out", str(run)],
+        [sys.executable, "-m", "emalab", *LONG, "--devices", "2", "--out", str(run), *words],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_for_steps(run, process)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    second = next(int(pid) for pid in children if b"emalab" in Path(f"/proc/{pid}/cmdline").read_bytes())
-    os.kill(process.pid if dies == "first" else second, signal.SIGKILL)
-    _, error = process.communicate(timeout=HANGS)  # standard error is shared: it ends when both have ended
+    try:
+        wait_for_steps(run, process)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        yield process, next(int(pid) for pid in children if b"emalab" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    finally:
+        process.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("hears", ["first", "second"])
+def test_two_processes_stop_together(hears: str, tmp_path: Path) -> None:
+    """A scheduler's warning reaches one of them; both end after the same step, and it is saved."""
+    run = tmp_path / "run"
+    with two_processes(run, "--log-every", "2", "--checkpoint-every", "90000") as (process, second):
+        os.kill(process.pid if hears == "first" else second, signal.SIGTERM)
+        _, error = process.communicate(timeout=HANGS)
+    assert process.returncode == 128 + signal.SIGTERM, error
+    iteration = load_training_state(run / "last.pt")[1]["iteration"]
+    assert iteration % 2 == 0
+    message = f"shapes-tiny was stopped at iteration {iteration} of 100000; {run / 'last.pt'} is saved"
+    assert error.count(message) == 2, error
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("dies", ["first", "second"])
+def test_when_one_of_two_processes_dies(dies: str, tmp_path: Path) -> None:
+    """The other ends soon, with a message, rather than waiting."""
+    with two_processes(tmp_path / "run") as (process, second):
+        os.kill(process.pid if dies == "first" else second, signal.SIGKILL)
+        _, error = process.communicate(timeout=HANGS)  # standard error is shared: it ends when both have ended
     if dies == "second":
         assert process.returncode != 0
     assert "another process of shapes-tiny ended at iteration" in error or "Child process" in error
