@@ -14,6 +14,7 @@ import torch.distributed as dist
 from processes import group_of, run_ranks
 from test_evaluation import Sizes
 from tiny import tiny_segmenter
+from tiny_data import make_camvid
 from waiting import HANGS
 
 from emalab.evaluation import evaluate
@@ -76,34 +77,42 @@ def test_ranks_of_which_one_fails(tmp_path: Path) -> None:
         run_ranks(3, fail_as_second, tmp_path / "meeting")
 
 
-def test_two_machines(tmp_path: Path) -> None:
-    """The command of the book for several machines, twice on this one; they meet in a file, which needs no port."""
+def on_two_machines(folder: Path, words: str, *of_each: list[str]) -> list[tuple[int, str]]:
+    """Exit status and standard error of ``emalab train WORDS``, started as the book says for several machines.
+
+    Both are this one. They meet in a file, which needs no port. ``of_each`` are further words, for one machine each.
+    """
     torchrun = ["torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d"]
-    torchrun += ["--rdzv-conf", "store_type=file", "--rdzv-id", "test"]
-    flags = "--accelerator cpu --optim.iterations 2 --optim.batch-size 4 --no-progress --data.eval-split val/held-out"
-    command = [
-        *torchrun,
-        "--rdzv-endpoint",
-        str(tmp_path / "meeting"),
-        "-m",
-        "emalab",
-        "train",
-        "shapes-tiny",
-        *flags.split(),
-    ]
+    torchrun += ["--rdzv-conf", "store_type=file", "--rdzv-id", "test", "--rdzv-endpoint", str(folder / "meeting")]
+    command = [sys.executable, "-m", *torchrun, "-m", "emalab", "train", *words.split(), "--out", str(folder / "run")]
     machines = [
         subprocess.Popen(
-            [sys.executable, "-m", *command, "--out", str(tmp_path / "run")],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
+            [*command, *own], env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True
         )
-        for _ in range(2)
+        for own in of_each
     ]
     try:
-        for machine in machines:
-            _, errors = machine.communicate(timeout=HANGS)
-            assert machine.returncode == 0, errors.decode()[-2000:]
+        errors = [machine.communicate(timeout=HANGS)[1] for machine in machines]
     finally:
         for machine in machines:
             machine.kill()  # one that waits for another in vain
+    return [(machine.returncode, error) for machine, error in zip(machines, errors, strict=True)]
+
+
+SHORT = "shapes-tiny --accelerator cpu --optim.iterations 2 --optim.batch-size 4 --no-progress "
+
+
+def test_two_machines(tmp_path: Path) -> None:
+    for status, error in on_two_machines(tmp_path, SHORT + "--data.eval-split val/held-out", [], []):
+        assert status == 0, error[-2000:]
     assert json.loads((tmp_path / "run" / "record.json").read_text())["devices"] == 2
+
+
+def test_two_machines_with_different_data(tmp_path: Path) -> None:
+    """One has an image more: both end before the first step, and each says why."""
+    roots = [["--data-root", str(make_camvid(tmp_path / str(count), count))] for count in (3, 4)]
+    words = SHORT + "--data.name camvid --data.train-split train --data.eval-split val --model.num-classes 11"
+    for status, error in on_two_machines(tmp_path, words, *roots):
+        assert status != 0
+        assert "emalab: error: the processes of this run read different data as camvid; give all the same" in error
+    assert not (tmp_path / "run").exists()

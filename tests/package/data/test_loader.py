@@ -75,6 +75,7 @@ def test_global_batch_does_not_depend_on_world_size(num_samples, batch_size, wor
     ]
     together = [[key for part in parts for key in part] for parts in zip(*ranks, strict=True)]
     assert together == alone
+    assert {len(part) for parts in ranks for part in parts} == {batch_size}  # no rank ends before another
 
 
 @given(start=st.integers(0, 9), seed=st.integers(0, 99))
