@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable
@@ -40,6 +41,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         temporary.chmod(mode)
         temporary.replace(path)
+    except FileExistsError as error:
+        raise CannotWriteError(path, NotADirectoryError(errno.ENOTDIR, f"{path.parent} is a file")) from error
     except OSError as error:
         raise CannotWriteError(path, error) from error
     except RuntimeError as error:  # how torch reports a full disk

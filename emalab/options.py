@@ -34,17 +34,17 @@ class RunOptions:
     log_every: int = 20
     """Iterations between lines of the log; each waits for the device, and there several processes agree to stop."""
     progress: bool = True
-    """Show a progress bar."""
+    """Show a progress bar, or lines where standard error is no terminal."""
     commit: str | None = None
     """Commit to record with the result; by default that of the running source."""
 
     def __post_init__(self) -> None:
-        """Refuse intervals of nothing, and fewer workers than none."""
+        """Refuse intervals of nothing, no device, and fewer workers than none."""
         if self.num_workers is not None and self.num_workers < 0:
             raise ValueError(f"num_workers is {self.num_workers}; it must be at least 0")
-        for name in ("checkpoint_every", "log_every"):
+        for name in ("checkpoint_every", "log_every", "devices", "num_nodes"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1 iteration")
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
 
 def run_folder(name: str, seed: int) -> str:

@@ -43,9 +43,12 @@ class RunLog:
             text = "".join(json.dumps(line) + "\n" for line in kept)
             write_atomically(self.path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
             self._file = self.path.open("a", encoding="utf-8")
-            self._board: SummaryWriter | None = SummaryWriter(
-                str(folder / "tensorboard"), purge_step=iteration + 1, flush_secs=10
-            )
+            self._board: SummaryWriter | None = None
+            try:
+                board = folder / "tensorboard"
+                self._board = SummaryWriter(str(board), purge_step=iteration + 1, flush_secs=10)
+            except OSError as error:
+                self._lose(error)
 
     def write(self, iteration: int, **values: float) -> None:
         """Log ``values`` under the number of iterations done."""
@@ -75,8 +78,11 @@ class RunLog:
         try:
             draw(self._board)
         except Exception as error:  # of its own thread as well, which writes files when it likes
-            self._board = None
-            warnings.warn(f"TensorBoard gets no more of this run ({error}); log.jsonl has everything", stacklevel=2)
+            self._lose(error)
+
+    def _lose(self, error: Exception) -> None:
+        self._board = None
+        warnings.warn(f"TensorBoard gets no more of this run ({error}); log.jsonl has everything", stacklevel=3)
 
     def __enter__(self) -> RunLog:
         return self
@@ -130,14 +136,21 @@ class Window:
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:
-    """Lines of a run's log, in order; a last line that a kill cut short is left out."""
+    """Lines of a run's log, in order; a last line that a kill cut short is left out.
+
+    Raises:
+        ValueError: another line is none that a run writes; the message names it.
+    """
     path = folder / "log.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     entries = []
     for number, line in enumerate(lines, 1):
         try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            entry = json.loads(line)
+            if not (isinstance(entry, dict) and isinstance(entry.get("iteration"), int)):
+                raise ValueError("no 'iteration' in it")
+            entries.append(entry)
+        except (ValueError, RecursionError) as error:
             if number < len(lines):
-                raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+                raise ValueError(f"{path}, line {number} is damaged ({error}); remove that line") from error
     return entries

@@ -54,6 +54,10 @@ def run(arguments: Sequence[str]) -> None:
         """Folder for checkpoints, log and record; runs/RECIPE-seedN by default."""
 
     parsed = tyro.cli(Arguments, prog=prog, description=about(recipe), args=arguments[1:])
+    if parsed.run.num_nodes > 1 and not set(os.environ) & {"MASTER_ADDR", "SLURM_JOB_ID"}:  # it would wait for them
+        raise ValueError(
+            f"--num-nodes {parsed.run.num_nodes}: start the processes of all machines with torchrun or srun"
+        )
     out = parsed.out or Path("runs") / run_folder(recipe.name, parsed.recipe.seed)
     _look_at_labels(parsed.recipe)
     from emalab.trainer import train

@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import IO, Any, Literal
 
+from emalab.files import remove_leftovers
 from emalab.studies.config import Run, Study, same_training
 from emalab.studies.records import CorruptRecordError, first_difference, read_run
 
@@ -48,9 +49,14 @@ class StudyFolder:
 
     @contextmanager
     def workspace(self, run: Run) -> Iterator[Path]:
-        """A folder for the run while it lasts, empty at the start, for the process that holds its claim."""
+        """A folder for the run while it lasts, empty at the start, for the process that holds its claim.
+
+        What a process that was killed has left of the run goes first.
+        """
         path = self.root / "running" / run.name
         shutil.rmtree(path, ignore_errors=True)
+        for file in (self.record(run), self.failure(run)):
+            remove_leftovers(file)
         try:
             yield path
         finally:

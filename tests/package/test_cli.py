@@ -198,6 +198,13 @@ class TestTrain:
             assert expected in message(capsys)
         assert not list(tmp_path.iterdir())
 
+    def test_several_machines_without_torchrun(self, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Fabric would wait half an hour for machines that nobody has started."""
+        for name in ("MASTER_ADDR", "SLURM_JOB_ID"):
+            monkeypatch.delenv(name, raising=False)
+        fails("train", "shapes-tiny", "--num-nodes", "2")
+        assert "--num-nodes 2: start the processes of all machines with torchrun or srun" in message(capsys)
+
     def test_interval_of_nothing(self, capsys: Capture) -> None:
         with pytest.raises(SystemExit):
             main(["train", "shapes-tiny", "--log-every", "0"])

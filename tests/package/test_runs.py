@@ -209,7 +209,7 @@ class TestCurves:
         def interrupted(trainer: Trainer, *batch: torch.Tensor) -> torch.Tensor:
             loss = step(trainer, *batch)
             if trainer.iteration == 5:
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGTERM)
             return loss
 
         with monkeypatch.context() as stopped:
@@ -220,6 +220,13 @@ class TestCurves:
         assert [line["iteration"] for line in read_log(tmp_path) if "loss" in line] == [3, 4, 5]
         short_train(self.recipe, tmp_path, resume=True, **self.options)
         assert curves(tmp_path)["loss"] == [3, 4, 5, 6, 8]
+
+    def test_are_no_reason_to_stop(self, tmp_path: Path) -> None:
+        """A file lies where TensorBoard wants a folder."""
+        (tmp_path / "tensorboard").touch()
+        with pytest.warns(UserWarning, match="TensorBoard gets no more of this run"):
+            short_train(self.recipe, tmp_path)
+        assert read_log(tmp_path)[-1]["iteration"] == 8
 
 
 class TestDisk:
@@ -275,6 +282,8 @@ class TestDisk:
 
     def test_a_file_in_place_of_the_folder(self, tmp_path: Path) -> None:
         (tmp_path / "run").write_text("a file")
+        with pytest.raises(CannotWriteError, match=r"run/a\.json could not be written: .*run is a file$"):
+            write_atomically(tmp_path / "run" / "a.json", Path.touch)
         with pytest.raises(OSError, match="run"):
             short_train(tiny_recipe(), tmp_path / "run")
 

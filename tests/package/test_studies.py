@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -132,9 +133,14 @@ class TestRuns:
     def test_records_everything_once(self, tmp_path: Path) -> None:
         at_test = {"T=3": {"model.ema.num_iters": 3}, "T=9": {"model.ema.num_iters": 9}}
         study = tiny_study(Cell("base", evaluations=at_test, seeds=2), Cell("frozen", FROZEN, seeds=1), iterations=30)
+        leftover = tmp_path / "records" / ".tiny-seed0.json.7.tmp"  # of a process that was killed
+        leftover.parent.mkdir()
+        leftover.touch()
         outcome, lines = run_tiny(study, tmp_path, keep_weights=True, commit="abc")
         expected = ["tiny-seed0", "tiny-maintenance-frozen-seed0", "tiny-seed1"]
         assert outcome.finished == expected
+        assert not leftover.exists()
+        assert [re.findall(r", (\d) left in about [\d.]+ minutes$", line) for line in lines] == [["2"], ["1"], []]
         assert [line.split()[:2] for line in lines] == [[f"{i}/3", f"{name}:"] for i, name in enumerate(expected, 1)]
         record = json.loads((tmp_path / "records" / "tiny-seed0.json").read_text())
         assert recipe_from_dict(record["recipe"]) == study.runs()[0].recipe

@@ -434,10 +434,11 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"optim\.batch_size 4 cannot be shared equally by 3 processes"):
             short_train(tiny_recipe(), tmp_path)
 
-    @pytest.mark.parametrize("name", ["log_every", "checkpoint_every"])
-    def test_intervals_of_nothing(self, name: str) -> None:
-        with pytest.raises(ValueError, match=f"{name} is 0; it must be at least 1 iteration"):
-            replace(CPU, **{name: 0})
+    @pytest.mark.parametrize("name", ["log_every", "checkpoint_every", "devices", "num_nodes"])
+    def test_intervals_and_devices_of_nothing(self, name: str) -> None:
+        for value in (0, -1):
+            with pytest.raises(ValueError, match=f"{name} is {value}; it must be at least 1"):
+                replace(CPU, **{name: value})
 
     def test_a_loss_that_is_not_finite(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The message says where it happened, however rarely the loss is logged; what was saved before is kept."""
@@ -552,6 +553,7 @@ class TestErrors:
 
 
 def test_log_names_a_damaged_line(tmp_path: Path) -> None:
-    (tmp_path / "log.jsonl").write_text("\n".join([json.dumps({"iteration": 1}), "{", json.dumps({"iteration": 3})]))
-    with pytest.raises(ValueError, match=r"log\.jsonl, line 2 is not JSON"):
-        read_log(tmp_path)
+    for line in (b"{", b"[1, 2]", b'{"iteration": "a"}', b"\xff\xfe\x00"):
+        (tmp_path / "log.jsonl").write_bytes(b'{"iteration": 1}\n' + line + b'\n{"iteration": 3}\n')
+        with pytest.raises(ValueError, match=r"log\.jsonl, line 2 is damaged"):
+            read_log(tmp_path)
