@@ -40,7 +40,11 @@ _DRAWN_BY_TIMM = 144  # random numbers for a layer that it builds and drops; wit
 
 
 class SameConv2d(nn.Conv2d):
-    """TensorFlow's "same" padding of a strided convolution: the odd pixel of it lies at the right and the bottom."""
+    """TensorFlow's "same" padding of a strided convolution: the odd pixel of it lies at the right and the bottom.
+
+    timm takes the maximum of the padding and 0, which decides nothing for kernels that are no smaller than the stride.
+    With a maximum in each size, `torch.export` with free sizes takes more than ten minutes to bound nested ones.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, c, h, w) → (b, o, ⌈h/s⌉, ⌈w/s⌉)."""

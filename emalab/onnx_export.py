@@ -30,8 +30,7 @@ def export_onnx(model: Segmenter, path: Path, metadata: Mapping[str, Any] | None
     b, h and w are free. Normalization is part of the graph. The file is run by onnxruntime on random images of `SIZES`
     first, and kept only if its logits are those of the network.
 
-    The graph is traced, which takes seconds. ``torch.export`` with free sizes takes minutes for the shipped network and
-    spends them on bounds of symbolic sizes.
+    The graph is traced, which needs no further package; torch's newer exporter needs onnxscript.
 
     Args:
         model: in any mode, float32.

@@ -13,6 +13,7 @@ from skimage.data import chelsea
 from torch import Tensor, nn
 
 from emalab.backbones import Backbone, LiteBackbone, TimmBackbone, TinyBackbone, build_backbone
+from emalab.efficientnet_lite import SameConv2d
 
 LITE2 = "tf_efficientnet_lite2"
 CHANNELS = {"resnet18": 512, "resnet50": 2048, "mobilenetv3_large_100": 960, LITE2: 352}
@@ -248,3 +249,15 @@ class TestWeightsAsPeopleSaveThem:
         monkeypatch.setattr(timm, "create_model", asked)
         with pytest.raises(FileNotFoundError, match=r"ImageNet weights of resnet18d cannot be had .* name the file"):
             build_backbone("resnet18d", 16, weights="imagenet")
+
+
+def test_sizes_of_an_exported_graph_have_no_maximum() -> None:
+    """Nested maxima would make `torch.export` of the shipped network take minutes."""
+    network = nn.Sequential(SameConv2d(3, 4, 3, 2), SameConv2d(4, 4, 5, 2))
+    free = {0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}
+    exported = torch.export.export(network, (torch.rand(2, 3, 12, 14),), dynamic_shapes=(free,))
+    sizes = [str(node.meta.get("val")) for node in exported.graph.nodes]  # of tensors, and integers
+    assert any("Mod" in size for size in sizes)
+    assert not any("Max" in size for size in sizes)
+    other = torch.rand(3, 3, 9, 11)
+    assert torch.equal(exported.module()(other), network(other))
