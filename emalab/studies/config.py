@@ -14,6 +14,8 @@ __all__ = ["BASE", "Cell", "Changes", "Run", "Study", "family", "override", "sam
 
 Changes = Mapping[str, Any]  # dotted field of a recipe → value, such as {"model.ema.num_bases": 16}
 
+_FILE_NAME = re.compile(r"\w[\w. +=-]*")
+_MOST_SEEDS = 10_000
 BASE = "base"  # what the cell without changes is called in the study of a whole family
 
 
@@ -72,6 +74,9 @@ class Study:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "family", self.family or self.name)
+        for name in (self.name, self.family, self.base.name):
+            if not _FILE_NAME.fullmatch(name):
+                raise ValueError(f"a study cannot be called {name!r}; take letters and digits, with . _ - between")
         labels = [cell.label for cell in self.cells]
         recipes = [self.recipe(cell) for cell in self.cells]
         for what, values in (("label", labels), ("recipe", [recipe.name for recipe in recipes])):
@@ -80,8 +85,8 @@ class Study:
         if self.base.name not in (recipe.name for recipe in recipes):
             raise ValueError(f"study {self.name} needs a cell without changes: the others are compared with it")
         for cell, recipe in zip(self.cells, recipes, strict=True):
-            if cell.seeds < 1:
-                raise ValueError(f"study {self.name}: {cell.label} has {cell.seeds} seeds; it needs at least 1")
+            if not 1 <= cell.seeds <= _MOST_SEEDS:
+                raise ValueError(f"study {self.name}: {cell.label} has {cell.seeds} seeds; take 1 to {_MOST_SEEDS}")
             for label, changes in cell.evaluations.items():
                 if other := [key for key in changes if key.split(".")[0] not in ("model", "evaluation")]:
                     raise ValueError(f"study {self.name}: evaluation {label!r} of {cell.label} changes {other[0]}")

@@ -107,6 +107,7 @@ class TestStudy:
             ([Cell("a"), Cell("a", FROZEN)], "two cells with the label 'a'"),
             ([Cell("a"), Cell("b", {"model.ema.num_bases": 8})], "two cells with the recipe"),
             ([Cell("a", seeds=0)], "a has 0 seeds"),
+            ([Cell("a", seeds=10**9)], "a has 1000000000 seeds"),
             ([Cell("a", evaluations={"x": {"optim.lr": 1}})], "evaluation 'x' of a changes optim.lr"),
             ([Cell("a", evaluations={"x": {"model.size": 1}})], "no field 'model.size'"),
         ],
@@ -114,6 +115,17 @@ class TestStudy:
     def test_refuses_what_cannot_be_compared(self, cells: list[Cell], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             tiny_study(*cells)
+
+    @pytest.mark.parametrize("name", ["../a", "a/b", "a\\b", "a\n", ".a", "", "C:a"])
+    def test_names_are_those_of_files(self, name: str) -> None:
+        """Records lie in the folder of their study, whatever a file of studies says."""
+        cells = (Cell("base"),)
+        with pytest.raises(ValueError, match="a study cannot be called"):
+            Study(name, "", base(), cells)
+        with pytest.raises(ValueError, match="a study cannot be called"):
+            Study("a", "", base(), cells, name or "/")
+        with pytest.raises(ValueError, match="a study cannot be called"):
+            Study("a", "", replace(base(), name=name), cells)
 
     def test_a_family_trains_a_recipe_once(self) -> None:
         """K=8 is the base of this network: one run, with the seeds and evaluations of both axes."""
