@@ -146,6 +146,7 @@ def test_ignored_pixels_are_those_where_shape_and_ground_meet(scenes):
 @settings(max_examples=40, deadline=None)
 @given(seeds, st.floats(1, 20), st.floats(5, 30), st.integers(0, 12).map(lambda half: 2 * half + 1))
 def test_seeing_more_and_a_stronger_signal_help(seed, shift, spread, window):
+    """Each order follows from the formula: Φ increases, and each shape in view adds a positive term to its argument."""
     scenes = PooledScenes(shift=shift, spread=spread)
     scene = ShapesDataset(scenes, length=1, seed=seed).scene(0)
     local, wider, everything = (scenes.bayes_accuracy(scene, w) for w in (window, window + 8, None))
@@ -187,6 +188,7 @@ def one_pixel(scene: Scene, y: int, x: int) -> Scene:
 
 
 def test_pooled_evidence_is_weak_locally_and_decisive_globally():
+    """Means of a formula over fixed scenes, which are the same on every machine."""
     assert best_accuracy(PooledScenes(), FIELD_OF_VIEW) < 0.76
     assert best_accuracy(PooledScenes(), None) > 0.98
 

@@ -66,7 +66,10 @@ def test_one_pixel_wide():
 @pytest.mark.parametrize("crop", [(40, 50), (90, 110), (150, 60)])
 @pytest.mark.parametrize("flip", [0.0, 1.0])
 def test_image_and_labels_stay_aligned(scale, crop, flip):
-    """A half-pixel shift of the labels would show as a mean difference of half a source pixel or more."""
+    """A half-pixel shift of the labels would show as a mean difference of half a source pixel or more.
+
+    Without AVX2 torchvision resizes in another way, and the mean difference reaches 0.14.
+    """
     transform = TrainTransform(crop, (scale, scale), flip=flip, mean_fill=FILL)
     differences = []
     for seed in range(8):
@@ -76,7 +79,7 @@ def test_image_and_labels_stay_aligned(scale, crop, flip):
         differences.append((out.image[2].int() - out.mask.int())[inside])
     difference = torch.cat(differences).float()
     assert difference.abs().max() <= 2 / min(scale, 1)
-    assert difference.mean().abs() <= 0.25
+    assert difference.mean().abs() <= 0.3
 
 
 def test_scale_one_is_an_exact_crop():
@@ -226,8 +229,10 @@ def test_normalize_keeps_channels_last_and_has_no_state():
 
 def test_padding_is_zero_for_the_network():
     out = TrainTransform((40, 40), (0.5, 0.5))(ramp(20, 20))
-    padding = Normalize()(out.image)[:, out.mask == 255]
-    assert padding.abs().max() < 0.01
+    normalize = Normalize()
+    padding = normalize(out.image)[:, out.mask == 255]
+    rounding = 0.5 / 255 / normalize.std.min()  # the mean is no whole number of 1/255
+    assert padding.abs().max() <= rounding
 
 
 def test_normalize_refuses_other_than_uint8():
