@@ -40,6 +40,7 @@ ELSEWHERE = {
     "less than 1.7 points": "arithmetic",
     "gains 0.32 points": "the paper, table 2",
     "own 0.32 points": "the paper, table 2",
+    "kills them 30 seconds": "what torchrun does",
     "11 MB": "the size of a file that a test weighs",
 }
 
