@@ -41,6 +41,9 @@ def predict_probabilities(model: Segmenter, images: Tensor, views: Views = SINGL
 
     Returns:
         float32 (b, classes, h, w), summing to 1 over the classes.
+
+    Raises:
+        TypeError: the images are not uint8.
     """
     size = (len(images), model.config.num_classes, *images.shape[-2:])
     result = torch.empty(size, device=images.device, dtype=torch.float32)
@@ -68,6 +71,11 @@ def probability_strips(
     Args:
         size: height and width of the result, where the images are smaller copies of what is to be labeled.
     """
+    if images.dtype != torch.uint8:
+        raise TypeError(
+            f"images must be uint8 RGB in 0–255, as the network normalizes them; got {images.dtype}. For values in 0…1 "
+            "give (255 * images).round().to(torch.uint8)"
+        )
     height, width = images.shape[-2:] if size is None else size
     tiles = [of_view for scale in views.scales for of_view in _tiles_at(model, images, scale, views, (height, width))]
     extent = (len(images), model.config.num_classes, height, width)

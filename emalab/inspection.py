@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from emalab.em import EMOutput
 from emalab.modules import EMAU
-from emalab.segmenter import Segmenter
+from emalab.segmenter import Segmenter, refuse_unnormalized
 
 __all__ = [
     "BasesHistory",
@@ -216,9 +216,12 @@ def look_inside(model: Segmenter, images: Tensor) -> Inside:
     """Run a network with an `EMAU` on images (b, 3, H, W), as in `Segmenter`, and keep what the unit sees and makes.
 
     Raises:
-        ValueError: a network without EM attention, or one in training mode, whose bases every look would move.
+        ValueError: a network without EM attention, or one in training mode, whose bases every look would move; or
+            images that are not normalized, as in `Segmenter.forward`.
     """
     unit = _unit(model.context)
+    if images.is_floating_point():
+        refuse_unnormalized(images)
     if model.training:
         raise ValueError("look_inside would move the bases of a network in training mode; call model.eval() first")
     seen: list[Tensor] = []

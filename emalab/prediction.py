@@ -20,7 +20,7 @@ from emalab.views import MIRRORED, Views
 
 __all__ = ["Photo", "Prediction", "predict", "predict_with_confidence"]
 
-Photo = Path | str | Image.Image | NDArray[np.uint8] | Tensor
+Photo = Path | str | Image.Image | NDArray[np.uint8] | NDArray[np.floating] | Tensor
 
 _WHOLE = 1.5e6  # pixels that a network sees at once, unless somebody says otherwise; larger photographs in windows
 _WINDOW = 1024  # pixels on each side of those windows
@@ -48,8 +48,9 @@ def predict(
 
     Args:
         model: on the device to use; evaluation mode, whatever mode it is in (restored afterwards).
-        photo: the path of a file; an image that PIL has opened; an RGB array (h, w, 3), uint8; or an RGB tensor
-            (3, h, w), uint8. Files and PIL images may be grey, palette, CMYK, transparent or rotated.
+        photo: the path of a file; an image that PIL has opened; an RGB array (h, w, 3); or an RGB tensor (3, h, w).
+            Arrays and tensors are uint8 in 0–255 or floating point in 0…1, as torchvision has them, never normalized.
+            Files and PIL images may be grey, palette, CMYK, transparent or rotated.
         max_side: shrink the photograph for the network until its longer side has so many pixels (it is never
             enlarged); None for its own size. Objects should appear about as large as in training: the shipped network
             learned from photographs of 320 pixels and does well at 480.
@@ -62,22 +63,30 @@ def predict(
 
     Raises:
         DataError: a file that cannot be read as an image; the message names it.
-        TypeError: a photograph of another kind, or an array of another type than uint8.
-        ValueError: an array or a tensor of another shape, or max_side below 1.
+        TypeError: a photograph of another kind, or an array of another type.
+        ValueError: an array or a tensor of another shape, floating-point values outside of 0…1, or max_side below 1.
     """
     size, strips = _strips(model, photo, max_side, views)
     labels = np.empty(size, np.uint8)
-    for rows, best, _ in strips:
-        labels[rows] = best
+    for rows, of_classes in strips:
+        labels[rows] = of_classes.argmax(0).to(torch.uint8).cpu()
     return labels
 
 
 def predict_with_confidence(
-    model: Segmenter, photo: Photo, *, max_side: int | None = None, views: Views = MIRRORED
+    model: Segmenter,
+    photo: Photo,
+    *,
+    max_side: int | None = None,
+    views: Views = MIRRORED,
+    probabilities: NDArray[np.floating] | None = None,
 ) -> Prediction:
     """As `predict`, with the probability of each pixel's class.
 
-    The probabilities of all classes are never held at once; `emalab.inference.predict_probabilities` gives them.
+    Args:
+        model, photo, max_side, views: as in `predict`.
+        probabilities: an array (h, w, classes) that gets the probabilities of all classes; without one they are never
+            held at once. float16, or a memory map, keeps those of a large photograph small.
 
     Example:
         >>> import numpy as np
@@ -86,18 +95,27 @@ def predict_with_confidence(
         >>> labels, confidence = predict_with_confidence(Segmenter.from_pretrained(), photo)
         >>> bool((confidence > 1 / 21).all())  # the largest of 21 probabilities
         True
+
+    Raises:
+        DataError, TypeError, ValueError: as in `predict`, and ValueError for ``probabilities`` of another shape.
     """
     size, strips = _strips(model, photo, max_side, views)
+    shape = (*size, model.config.num_classes)
+    if probabilities is not None and probabilities.shape != shape:
+        raise ValueError(f"probabilities must be an array (h, w, classes) = {shape}; got {probabilities.shape}")
     labels, confidence = np.empty(size, np.uint8), np.empty(size, np.float32)
-    for rows, best, sure in strips:
-        labels[rows], confidence[rows] = best, sure
+    for rows, of_classes in strips:
+        best = of_classes.max(0)
+        labels[rows], confidence[rows] = best.indices.to(torch.uint8).cpu(), best.values.cpu()
+        if probabilities is not None:
+            probabilities[rows] = of_classes.permute(1, 2, 0).cpu().numpy()
     return Prediction(labels, confidence)
 
 
 def _strips(
     model: Segmenter, photo: Photo, max_side: int | None, views: Views
-) -> tuple[tuple[int, int], Iterator[tuple[slice, Tensor, Tensor]]]:
-    """The photograph's (height, width), and some rows at a time its labels and their probabilities, (rows, w) each."""
+) -> tuple[tuple[int, int], Iterator[tuple[slice, Tensor]]]:
+    """The photograph's (height, width), and some rows at a time the probabilities (classes, rows, w)."""
     if max_side is not None and max_side < 1:
         raise ValueError(f"max_side is {max_side}; it must be at least 1 pixel")
     image = _pixels(photo)
@@ -107,14 +125,13 @@ def _strips(
         side = _WINDOW + model.config.align_corners  # the authors' 8k + 1 pixels
         views = replace(views, window=(side, side))
 
-    def strips() -> Iterator[tuple[slice, Tensor, Tensor]]:
+    def strips() -> Iterator[tuple[slice, Tensor]]:
         was_training, images = model.training, small.to(model.normalize.mean.device)
         model.eval()
         try:
             with torch.inference_mode():
                 for rows, probabilities in probability_strips(model, images, views, size):
-                    best = probabilities[0].max(0)
-                    yield rows, best.indices.to(torch.uint8).cpu(), best.values.cpu()
+                    yield rows, probabilities[0]
         finally:
             model.train(was_training)
 
@@ -131,13 +148,26 @@ def _pixels(photo: Photo) -> Tensor:
         )
     array = isinstance(photo, np.ndarray)
     kind, axes, channels = ("an array", "(h, w, 3)", -1) if array else ("a tensor", "(3, h, w)", 0)
-    if photo.dtype not in (np.uint8, torch.uint8):
-        raise TypeError(f"{kind} must hold RGB as uint8 in 0–255, as the network normalizes it; got {photo.dtype}")
     if photo.ndim != 3 or photo.shape[channels] != 3 or 0 in photo.shape:
         raise ValueError(f"{kind} must be RGB {axes} with at least one pixel; got {tuple(photo.shape)}")
     if isinstance(photo, Tensor):
-        return photo.cpu()
-    return torch.from_numpy(np.ascontiguousarray(photo)).permute(2, 0, 1)
+        return _as_bytes(photo.detach().cpu(), kind)
+    return _as_bytes(torch.from_numpy(np.ascontiguousarray(photo)).permute(2, 0, 1), kind)
+
+
+def _as_bytes(image: Tensor, kind: str) -> Tensor:
+    """RGB in uint8, from that or from floating point in 0…1."""
+    if image.dtype == torch.uint8:
+        return image
+    if not image.is_floating_point():
+        raise TypeError(f"{kind} must hold RGB as uint8 in 0–255 or floating point in 0…1; got {image.dtype}")
+    least, most = torch.stack(image.aminmax()).tolist()
+    if not 0 <= least <= most <= 1:  # NaN too
+        raise ValueError(
+            f"{kind} in floating point must hold RGB in 0…1, not normalized; its values are {least:.3g} to {most:.3g}. "
+            "Give uint8 for values in 0–255"
+        )
+    return (255 * image.float()).round().to(torch.uint8)
 
 
 def _shrink(image: Tensor, max_side: int | None) -> Tensor:

@@ -27,8 +27,8 @@ _LARGEST_NORMALIZED = 30.0  # of an image in [0, 1] less a mean, divided by a de
 class Segmenter(nn.Module):
     """A semantic segmentation network: images (b, 3, h, w) → logits (b, classes, h, w).
 
-    Images are either uint8 RGB, which the network normalizes as its backbone's weights expect, or floating point and
-    normalized already.
+    Images are either uint8 RGB in 0–255, which the network normalizes as its backbone's weights expect, or floating
+    point and normalized already. Floating-point images in 0…1, as torchvision's ``to_dtype`` makes them, are neither.
 
     Attributes:
         config: what it was built from.
@@ -104,16 +104,19 @@ class Segmenter(nn.Module):
         """(b, 3, h, w) → logits (b, classes, h, w).
 
         Args:
-            images: uint8 RGB in 0–255, which the network normalizes; or floating point that ``self.normalize`` (mean
-                and standard deviation of the backbone's weights) has been applied to already, about −3 to 3.
+            images: uint8 RGB in 0–255, which the network normalizes; or floating point from which the mean of the
+                backbone's weights was subtracted and which was divided by their standard deviation, about −3 to 3.
 
         Raises:
-            ValueError: another shape, or floating-point values that cannot be normalized ones. In training on a GPU
-                values are not looked at, as that would wait for it.
+            ValueError: another shape, or floating-point values that are not normalized: a magnitude above 30, or, in
+                evaluation mode, values of the batch that differ and all lie in 0…1. (Normalized images would lie
+                there only if every pixel were a little brighter than the mean; a constant image is taken as it is,
+                since tools trace networks with zeros.) In training on a GPU values are not looked at, as that would
+                wait for it.
             TypeError: another type of numbers.
         """
         if images.is_floating_point() and not (images.is_cuda and self.training):
-            _refuse_unnormalized(images)
+            refuse_unnormalized(images, in_unit_range=not self.training)
         return self._enlarge(self.coarse_logits(images), images)
 
     def training_logits(self, images: Tensor) -> list[Tensor]:
@@ -176,17 +179,27 @@ class Segmenter(nn.Module):
         return twin.train(self.training)
 
 
-def _refuse_unnormalized(images: Tensor) -> None:
-    """Values of 0–255 in floating point would give other labels without a word."""
+def refuse_unnormalized(images: Tensor, *, in_unit_range: bool = True) -> None:
+    """Raise `ValueError` for floating-point images that `Segmenter.forward` would misread: 0–255 and 0…1.
+
+    Args:
+        images: any shape, any floating-point type; those without values, as of tracing tools, pass.
+        in_unit_range: also refuse values that differ and all lie in 0…1.
+    """
     without_values = images.is_meta or isinstance(images, FakeTensor)
     if torch.compiler.is_compiling() or without_values or not images.numel():
         return
-    largest = images.detach().abs().amax().item()
-    if largest > _LARGEST_NORMALIZED:
-        raise ValueError(
-            f"floating-point images must be normalized already, and their largest value is {largest:.3g}; give uint8 "
-            "images in 0–255, or call model.normalize on them first"
+    least, most = torch.stack(images.detach().aminmax()).tolist()  # together: each alone would wait for a GPU
+    if max(-least, most) > _LARGEST_NORMALIZED:
+        problem = f"their values reach {max(-least, most):.3g}; give uint8 images in 0–255: images.to(torch.uint8)"
+    elif in_unit_range and 0 <= least < most <= 1:
+        problem = (
+            f"their values lie in 0…1 ({least:.2g} to {most:.2g}); give uint8 images in 0–255: "
+            "(255 * images).round().to(torch.uint8)"
         )
+    else:
+        return
+    raise ValueError(f"floating-point images must be normalized already, and {problem}")
 
 
 def build_segmenter(config: SegmenterConfig) -> Segmenter:

@@ -28,7 +28,7 @@ def test_errors_leave_the_stones_only_with_a_gradient_through_em(model: Segmente
 
 
 def test_the_backward_path_changes_no_output(model: Segmenter) -> None:
-    images = torch.rand(1, 3, 64, 64)
+    images = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(with_gradient(model, "unroll")(images), model(images))
 
 

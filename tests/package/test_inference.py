@@ -100,6 +100,12 @@ def test_height_of_strips_does_not_matter(model: Segmenter, values: int, monkeyp
     torch.testing.assert_close(predict_probabilities(model, images, views), at_once)
 
 
+def test_images_are_uint8(model: Segmenter) -> None:
+    """Whether floating-point ones were normalized once more depended on the scale."""
+    with pytest.raises(TypeError, match=r"must be uint8 RGB in 0–255, .*; got torch.float32. For values in 0…1 give"):
+        predict_probabilities(model, random_images(1, 3, 24, 24) / 255)
+
+
 def test_network_in_double_precision() -> None:
     """As Lightning Fabric runs it, with double as the default type."""
     model, images = tiny_segmenter(), random_images(1, 3, 30, 41)

@@ -255,6 +255,8 @@ class TestLookInside:
             look_inside(tiny_segmenter(context="none"), images)
         with pytest.raises(ValueError, match=r"call model\.eval\(\) first"):
             look_inside(tiny_segmenter().train(), images)
+        with pytest.raises(ValueError, match="normalized already, and their values lie in 0…1"):
+            look_inside(tiny_segmenter(), images / 255)
 
 
 class TestBasesHistory:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from tiny import random_images, tiny_segmenter
+from torchvision.transforms.v2.functional import to_dtype
 
 from emalab.data import DataError, open_image
 from emalab.inference import predict_probabilities
@@ -91,11 +92,22 @@ class TestInputs:
         for kind in (*kinds, torch.from_numpy(array).permute(2, 0, 1)):
             assert np.array_equal(predict(model, kind), predict(model, image))
 
+    def test_floating_point_in_0_to_1_is_an_image(self, model: Segmenter) -> None:
+        """Torchvision's convention, and matplotlib's; every uint8 value comes back."""
+        image = photo()
+        array, expected = np.array(image), predict(model, image)
+        unit = to_dtype(torch.from_numpy(array).permute(2, 0, 1), torch.float32, scale=True)
+        for kind in (array / 255, np.float32(array / 255), unit, unit.double(), unit.clone().requires_grad_()):
+            assert np.array_equal(predict(model, kind), expected)
+
     @pytest.mark.parametrize(
         ("value", "error", "message"),
         [
-            (np.zeros((4, 5, 3)), TypeError, "an array must hold RGB as uint8 in 0–255, .* got float64"),
-            (torch.zeros(3, 4, 5), TypeError, "a tensor must hold RGB as uint8 in 0–255, .* got torch.float32"),
+            (np.zeros((4, 5, 3), int), TypeError, "an array must hold RGB as uint8 in 0–255 or .* got torch.int64"),
+            (torch.zeros(3, 4, 5).bool(), TypeError, "a tensor must hold RGB as uint8 .* in 0…1; got torch.bool"),
+            (np.full((4, 5, 3), 200.0), ValueError, "in 0…1, not normalized; its values are 200 to 200. Give uint8"),
+            (torch.randn(3, 4, 5), ValueError, "a tensor in floating point must hold RGB in 0…1, not normalized"),
+            (torch.full((3, 4, 5), torch.nan), ValueError, "its values are nan to nan"),
             (np.zeros((3, 4, 5), np.uint8), ValueError, r"an array must be RGB \(h, w, 3\) .* got \(3, 4, 5\)"),
             (np.zeros((4, 5), np.uint8), ValueError, r"an array must be RGB .* got \(4, 5\)"),
             (np.zeros((0, 5, 3), np.uint8), ValueError, r"at least one pixel; got \(0, 5, 3\)"),

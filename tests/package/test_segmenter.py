@@ -203,9 +203,39 @@ class TestWhatItTakes:
     def test_values_that_are_not_normalized(self, training: bool) -> None:
         """They gave other labels without a word."""
         images, model = random_images(2, 3, 32, 32), tiny_segmenter().train(training)
-        with pytest.raises(ValueError, match=r"largest value is 255; give uint8 images in 0–255, or call"):
+        with pytest.raises(ValueError, match=r"their values reach 255; give uint8 .*: images.to\(torch.uint8\)"):
             model(images.float())
+        with pytest.raises(ValueError, match="their values reach 255"):
+            model(-images.float())
         model(model.normalize(images))
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+    def test_images_in_the_unit_range(self, dtype: torch.dtype) -> None:
+        """As torchvision has them; they were read as normalized ones. The way out that the message names is right."""
+        images, model = random_images(2, 3, 32, 32), tiny_segmenter()
+        unit = images.to(dtype) / 255
+        with pytest.raises(
+            ValueError, match=r"lie in 0…1 \(0 to 1\); .*: \(255 \* images\).round\(\).to\(torch.uint8\)"
+        ):
+            model(unit)
+        torch.testing.assert_close(model((255 * unit).round().to(torch.uint8)), model(images))
+
+    @pytest.mark.parametrize(
+        "images", [torch.zeros(1, 3, 8, 8), torch.ones(1, 3, 8, 8), torch.full((2, 3, 8, 8), 0.5)], ids=lambda i: ""
+    )
+    def test_constant_images_are_taken_as_they_are(self, images: torch.Tensor) -> None:
+        """Tools trace networks with zeros or ones."""
+        tiny_segmenter()(images)
+
+    def test_one_value_beyond_the_unit_range_is_enough(self) -> None:
+        images = random_images(1, 3, 8, 8) / 255
+        for value in (-0.1, 1.1):
+            images[0, 0, 0, 0] = value
+            tiny_segmenter()(images)
+
+    def test_training_takes_crops_that_lie_in_the_unit_range(self) -> None:
+        """A crop of an even sky may, and a training that meets one must go on."""
+        tiny_segmenter().train()(random_images(2, 3, 32, 32) / 255)
 
     def test_tensors_without_values_pass(self) -> None:
         """Tools count operations on fake tensors, which have a shape and no values to look at."""
