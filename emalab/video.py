@@ -1,4 +1,4 @@
-"""Moving pictures, frame by frame: animated images by Pillow, videos by PyAV where it is installed."""
+"""Files of several pictures: animated images and pages of TIFF by Pillow, videos by PyAV where it is installed."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageSequence, UnidentifiedImageError
+from PIL import Image, ImageSequence
+from PIL.TiffImagePlugin import TiffImageFile
 
 from emalab.data.errors import DataError, UnreadableFileError
+from emalab.data.images import count_pictures, decode_rgb, pages
 from emalab.files import write_atomically
 
-__all__ = ["Frames", "open_animation", "open_video", "write_animation", "write_video"]
+__all__ = ["Frames", "open_animation", "open_video", "write_animation", "write_pages", "write_video"]
 
-_ANIMATED = ("GIF", "PNG", "WEBP")  # a JPEG of several images is a photograph and its preview
+_ANIMATED = ("GIF", "PNG", "TIFF", "WEBP")  # a JPEG of several images is a photograph and its preview
 _SECONDS = 0.1  # that a frame is shown where its file does not say how long
 
 
@@ -28,21 +30,28 @@ class Frames:
     count: int | None
     """How many there are, where the file says so."""
     rate: Fraction
-    """Frames per second."""
+    """Frames per second; of no meaning for pages."""
+    are_pages: bool = False
+    """Whether they are pages of a TIFF, which may differ in size."""
 
 
 def open_animation(path: Path) -> Frames | None:
-    """The frames of an animated image; None for a photograph, or for what Pillow does not read as GIF, PNG or WebP."""
+    """The frames of an animated GIF, PNG or WebP, or the pages of a TIFF; None for a photograph or an unreadable file.
+
+    Frames are laid on white where they are transparent; pages are converted as `emalab.data.open_image` does it.
+    """
     try:
         image = Image.open(path, formats=_ANIMATED)
-        if getattr(image, "is_animated", False):
+        count = count_pictures(image)
+        if count and not isinstance(image, TiffImageFile):
             image.load()  # WebP says how long it shows a frame once it has read that
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except Exception:  # Pillow raises nearly anything on damaged bytes
         return None  # whoever reads it as a photograph says what is wrong
-    count = getattr(image, "n_frames", 1)
-    if count == 1:
+    if not count:
         image.close()
         return None
+    if isinstance(image, TiffImageFile):
+        return Frames(_pages(image), count, Fraction(1), are_pages=True)
     seconds = image.info.get("duration", 0) / 1000 or _SECONDS
     return Frames(_decoded(image, path), count, Fraction(1 / seconds).limit_denominator(1000))
 
@@ -54,6 +63,13 @@ def _decoded(image: Image.Image, path: Path) -> Iterator[Image.Image]:
                 yield _on_white(frame)
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
         raise UnreadableFileError(f"{path}: a frame cannot be read ({error}); it may be cut short.") from error
+
+
+def _pages(image: TiffImageFile) -> Iterator[Image.Image]:
+    with image:
+        for page in pages(image):
+            image.seek(page)
+            yield Image.fromarray(decode_rgb(image).pixels)
 
 
 def _on_white(frame: Image.Image) -> Image.Image:
@@ -96,6 +112,17 @@ def write_animation(path: Path, images: Iterable[Image.Image], rate: Fraction) -
         path,
         lambda temporary: first.save(
             temporary, "WEBP", save_all=True, append_images=others, duration=milliseconds, loop=0, quality=85
+        ),
+    )
+
+
+def write_pages(path: Path, images: Iterable[Image.Image]) -> None:
+    """Write the pages of a TIFF, whole or not at all."""
+    first, *others = images
+    write_atomically(
+        path,
+        lambda temporary: first.save(
+            temporary, "TIFF", save_all=True, append_images=others, compression="tiff_adobe_deflate"
         ),
     )
 

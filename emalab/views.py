@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 __all__ = ["MIRRORED", "SINGLE_SCALE", "Views"]
@@ -35,7 +36,7 @@ class Views:
     """Part of a window that the next one shares, in [0, 1)."""
 
     def __post_init__(self) -> None:
-        if not self.scales or min(self.scales) <= 0:
+        if not self.scales or not all(0 < scale < math.inf for scale in self.scales):
             raise ValueError(f"scales must be positive factors, at least one; got {tuple(self.scales)}")
         if self.window is not None and min(self.window) < 1:
             raise ValueError(f"a window must be at least one pixel high and wide, got {tuple(self.window)}")

@@ -13,7 +13,7 @@ from emalab.data.images import decode_rgb
 from emalab.data.spec import DatasetSpec
 from emalab.files import write_atomically
 
-__all__ = ["colorize", "overlay", "save_confidence", "save_labels", "save_picture"]
+__all__ = ["colorize", "overlay", "save_confidence", "save_labels", "save_picture", "save_probabilities"]
 
 _LEGEND_ROW = 24  # pixels
 
@@ -34,6 +34,16 @@ def colorize(labels: NDArray[np.integer], spec: DatasetSpec) -> NDArray[np.uint8
 def save_confidence(confidence: NDArray[np.float32], path: Path) -> None:
     """Write probabilities (h, w) in [0, 1] as a grey PNG: black is 0, white is 1, in steps of 1/255."""
     save_picture(Image.fromarray(np.rint(confidence * 255).astype(np.uint8)), path)
+
+
+def save_probabilities(probabilities: NDArray[np.floating], spec: DatasetSpec, path: Path) -> None:
+    """Write probabilities (h, w, classes) and the names of the ``classes`` as a compressed ``.npz``."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # numpy would add an ending to a path
+            np.savez_compressed(file, probabilities=probabilities, classes=np.array(spec.classes))
+
+    write_atomically(path, write)
 
 
 def save_labels(labels: NDArray[np.uint8], spec: DatasetSpec, path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from emalab.data.names import check_name
+from emalab.data.required import check_spec
 from emalab.recipes import get_recipe
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def state_dict(checkpoint: Positional[Path], out: Positional[Path], recipe: str,
     """
     chosen = get_recipe(recipe)
     if data:
-        check_name(data)
+        check_spec(data)
     _require_files(checkpoint, out)
     from emalab.convert import load_state_dict, read_own
     from emalab.data import get_spec

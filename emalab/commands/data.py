@@ -9,6 +9,7 @@ from tyro.conf import Positional, arg
 
 from emalab.commands.environment import DEFAULT_ROOT, default_data_root
 from emalab.data.names import check_name, is_folder_name
+from emalab.data.required import check_data
 
 __all__ = ["check", "prepare"]
 
@@ -32,6 +33,8 @@ def prepare(
         keep_archives: keep downloaded archives, in archives/ under the data root, once they are unpacked.
     """
     check_name(name)
+    if source is not None and not source.is_dir():
+        raise FileNotFoundError(f"{source} is not a folder; --from takes the one that holds the release's archives")
     from emalab.data.prepare import prepare_dataset
 
     root = data_root or default_data_root() or DEFAULT_ROOT
@@ -52,12 +55,12 @@ def check(
         write: write what a folder of your own lacks: classes.yaml as proposed, and splits/ where there are no splits.
         preview: file for a picture of some images beside their labels, such as preview.png.
     """
-    check_name(name)
+    root = data_root or default_data_root()
+    check_data(name, root)
     from emalab.data.check import check_dataset
 
     if is_folder_name(name) and not _is_described(name, write):
         raise SystemExit(1)
-    root = data_root or default_data_root()
     report = check_dataset(name, root, progress=True)
     print(report)
     if preview is not None and report.counts:
@@ -72,7 +75,7 @@ def check(
 
 def _is_described(name: str, write: bool) -> bool:
     """Whether a folder has a classes.yaml; proposes one where it has not, and writes it where that is wanted."""
-    from emalab.data.folder import CLASSES_FILE, folder_of
+    from emalab.data.folder_labels import CLASSES_FILE, folder_of
     from emalab.data.propose import propose_labels
     from emalab.recipes.from_folder import complete_folder
 

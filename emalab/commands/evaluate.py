@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional
 
 from emalab.commands.environment import Device, default_data_root, is_first_process, processes
-from emalab.data.names import check_name
+from emalab.data.required import check_data
 from emalab.results import write_record
 from emalab.shipped import find_checkpoint
 from emalab.tables import aligned
@@ -57,7 +57,7 @@ def run(
     """
     find_checkpoint(checkpoint)
     if data:
-        check_name(data)
+        check_data(data, data_root or default_data_root())
     from emalab.data import load_dataset
     from emalab.data.loader import num_cores
     from emalab.evaluation import evaluate
@@ -106,4 +106,4 @@ def _print_scores(scores: SegmentationScores) -> None:
     print("\n".join(aligned(rows, right={1})))
     accuracy, weighted = 100 * scores.mean_class_accuracy, 100 * scores.frequency_weighted_iou
     print(f"mean class accuracy {accuracy:.2f}, frequency-weighted IoU {weighted:.2f}")
-    print(f"{scores}, over {scores.images} images")
+    print(f"{scores}, over {scores.images} image{'s' * (scores.images != 1)}")

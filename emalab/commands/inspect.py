@@ -10,7 +10,7 @@ from tyro.conf import Positional
 
 from emalab.commands.environment import Device, own_device
 from emalab.commands.messages import one_line
-from emalab.commands.photographs import find_photographs
+from emalab.commands.photographs import find_photographs, require_readable
 from emalab.shipped import DEFAULT_WEIGHTS, find_checkpoint
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def run(
         print(f"emalab: error: {one_line(problem)}", file=sys.stderr)
     if not found.photographs:
         raise SystemExit(1)
+    require_readable(found.photographs)
     find_checkpoint(checkpoint)
     from emalab.checkpoints import read_recipe
     from emalab.data import get_spec

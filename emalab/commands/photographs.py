@@ -7,6 +7,7 @@ imported here: a mistyped name must not wait for torch.
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,20 +15,13 @@ from glob import glob, has_magic
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["RESULTS", "VIDEOS", "Found", "Photograph", "find_photographs"]
+from emalab.commands.messages import one_line
+from emalab.data.names import RESULTS
+
+__all__ = ["RESULTS", "VIDEOS", "Found", "Photograph", "find_photographs", "require_readable"]
 
 IMAGES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
-RESULTS = (
-    ".mask.png",
-    ".overlay.png",
-    ".overlay.webp",
-    ".overlay.mp4",
-    ".confidence.png",
-    ".attention.png",
-    ".bases.png",
-)
-"""Endings of what these commands write, which they never read as photographs."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +60,27 @@ def find_photographs(arguments: Sequence[str]) -> Found:
         if not matches:
             problems.append(_why_nothing(argument))
     return Found(_named_apart(list(found.values())), problems, results)
+
+
+def require_readable(photographs: Sequence[Photograph]) -> None:
+    """End, with a line on stderr for each, where not one can be opened: none of them needs a network.
+
+    Where one can, the others are reported when their turn comes.
+    """
+    from emalab.data.images import opened
+
+    problems = []
+    for photograph in photographs:
+        if photograph.path.suffix.lower() in VIDEOS:
+            return
+        try:
+            with opened(photograph.path, several=True):
+                return
+        except ValueError as error:
+            problems.append(error)
+    for problem in problems:
+        print(f"emalab: error: {one_line(problem)}", file=sys.stderr)
+    raise SystemExit(1)
 
 
 def _matches(argument: str) -> Iterator[tuple[Path, Path]]:

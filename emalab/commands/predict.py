@@ -12,15 +12,16 @@ from tyro.conf import Positional
 
 from emalab.commands.environment import Device, own_device
 from emalab.commands.messages import one_line
-from emalab.commands.photographs import VIDEOS, Photograph, find_photographs
-from emalab.data.names import check_name
+from emalab.commands.photographs import VIDEOS, Photograph, find_photographs, require_readable
+from emalab.data.required import check_spec
 from emalab.shipped import DEFAULT_WEIGHTS, MAX_SIDES, find_checkpoint
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL import Image
 
     from emalab.data import DatasetSpec
-    from emalab.prediction import Photo
     from emalab.recipes import Recipe
     from emalab.segmenter import Segmenter
     from emalab.video import Frames
@@ -43,13 +44,15 @@ def run(
     overlap: float | None = None,
     output_stride: int | None = None,
     confidence: bool = False,
+    probabilities: bool = False,
     device: Device = "auto",
     allow_code: tuple[str, ...] = (),
 ) -> None:
     """Label the pixels of photographs. Writes NAME.mask.png (palette PNG) and NAME.overlay.png (with a legend).
 
-    Animated images and videos are labeled frame by frame: NAME.masks/ and NAME.overlay.webp or .mp4; videos need PyAV
-    (pip install av). Files that an earlier run wrote (NAME.mask.png and so on) are not taken as photographs.
+    Animated images and videos are labeled frame by frame, and a TIFF of several pages page by page: NAME.masks/ and
+    NAME.overlay.webp, .mp4 or .tif; videos need PyAV (pip install av). Files that an earlier run wrote (NAME.mask.png
+    and so on) are not taken as photographs.
 
     Args:
         photos: files, folders with all that is below them, or patterns in quotes such as ``"day*/*.jpg"``.
@@ -65,6 +68,9 @@ def run(
         overlap: part of a window that the next one shares; by default as its recipe scores it.
         output_stride: pixels per position of the feature map; by default as its recipe scores it.
         confidence: also write NAME.confidence.png, the probability of each pixel's class from black (0) to white (1).
+        probabilities: also write NAME.probabilities.npz, with the probabilities of all classes, float16 (h, w,
+            classes), and their names: numpy.load(FILE)["probabilities"] and ["classes"]. The array takes 2 bytes of
+            memory for each pixel and class.
         device: where to run.
         allow_code: modules that may be imported where the checkpoint names a context module of somebody's own.
     """
@@ -77,16 +83,21 @@ def run(
         print(f"{found.results} results of earlier runs left out")
     if not found.photographs:
         raise SystemExit(1)
+    require_readable(found.photographs)
     find_checkpoint(checkpoint)
+    if max_side is None:
+        max_side = MAX_SIDES.get(checkpoint)
+    elif max_side < 1:
+        raise ValueError(f"max_side is {max_side}; it must be at least 1 pixel")
     if data:
-        check_name(data)
+        check_spec(data)
     from emalab.commands.evaluate import load_to_score, views_to_score
     from emalab.progress import progress_bar
 
     model, recipe = load_to_score(checkpoint, output_stride, allow_code)
     spec = _spec_of(checkpoint, model, data, recipe)
-    views, side = views_to_score(recipe, scales, flip, window, overlap), max_side or MAX_SIDES.get(checkpoint)
-    labeler = _Labeler(model.to(own_device(device)), spec, out, confidence, side, views)
+    views, side = views_to_score(recipe, scales, flip, window, overlap), max_side
+    labeler = _Labeler(model.to(own_device(device)), spec, out, confidence, probabilities, side, views)
     failed = 0
     for photograph in progress_bar(found.photographs, "predicting", unit="file", disable=len(found.photographs) == 1):
         failed += not labeler.label(photograph)
@@ -116,6 +127,7 @@ class _Labeler:
     spec: DatasetSpec
     out: Path
     confidence: bool
+    probabilities: bool
     max_side: int | None
     views: Views
 
@@ -135,46 +147,63 @@ class _Labeler:
 
     def _still(self, photograph: Photograph) -> str:
         from emalab.data.images import decode_rgb
-        from emalab.viz import overlay, save_confidence, save_labels, save_picture
+        from emalab.viz import overlay, save_picture
 
         pixels = decode_rgb(photograph.path).pixels
-        labels, confidence = self._predict(pixels)
         stem = self.out / photograph.name
-        save_labels(labels, self.spec, _with_ending(stem, ".mask.png"))
+        labels, written = self._label_picture(pixels, stem)
         save_picture(overlay(_picture(pixels), labels, self.spec), _with_ending(stem, ".overlay.png"))
-        written = [str(_with_ending(stem, ".mask.png")), f"{stem.name}.overlay.png"]
-        if self.confidence:
-            save_confidence(confidence, _with_ending(stem, ".confidence.png"))
-            written.append(f"{stem.name}.confidence.png")
-        return ", ".join(written) + self._shrunk(*labels.shape)
+        written.insert(1, _with_ending(stem, ".overlay.png"))
+        return ", ".join([str(written[0]), *(path.name for path in written[1:])]) + self._shrunk(*labels.shape)
 
     def _frames(self, photograph: Photograph, frames: Frames, video: bool) -> str:
-        from emalab.video import write_animation, write_video
+        from emalab.video import write_animation, write_pages, write_video
 
         stem = self.out / photograph.name
-        masks, moving = _with_ending(stem, ".masks"), _with_ending(stem, ".overlay.mp4" if video else ".overlay.webp")
+        masks, ending = _with_ending(stem, ".masks"), "mp4" if video else "tif" if frames.are_pages else "webp"
+        moving = _with_ending(stem, f".overlay.{ending}")
         overlays = self._overlays(frames, masks, photograph.path.name)
-        (write_video if video else write_animation)(moving, overlays, frames.rate)
+        if frames.are_pages:
+            write_pages(moving, overlays)
+        else:
+            (write_video if video else write_animation)(moving, overlays, frames.rate)
         return f"{masks}/, {moving.name}"
 
     def _overlays(self, frames: Frames, masks: Path, name: str) -> Iterator[Image.Image]:
         """Label each frame and write its mask, as its picture is asked for."""
         from emalab.progress import progress_bar
-        from emalab.viz import overlay, save_confidence, save_labels
+        from emalab.viz import overlay
 
         named = range(self.spec.num_classes) if self.spec.num_classes <= _NAMED_IN_VIDEOS else ()
-        bar = progress_bar(frames.images, name, total=frames.count, unit="frame", leave=False)
+        unit = "page" if frames.are_pages else "frame"
+        bar = progress_bar(frames.images, name, total=frames.count, unit=unit, leave=False)
         for index, image in enumerate(bar):
-            labels, confidence = self._predict(image)
-            save_labels(labels, self.spec, masks / f"{index:06d}.mask.png")
-            if self.confidence:
-                save_confidence(confidence, masks / f"{index:06d}.confidence.png")
+            labels, _ = self._label_picture(image, masks / f"{index:06d}")
             yield overlay(image, labels, self.spec, named=named)
 
-    def _predict(self, photo: Photo) -> Any:
-        from emalab.prediction import predict_with_confidence
+    def _label_picture(
+        self, photo: Image.Image | NDArray[np.uint8], stem: Path
+    ) -> tuple[NDArray[np.uint8], list[Path]]:
+        """Write the mask of one picture, and the probabilities that are asked for; the labels, and the files."""
+        import numpy as np
 
-        return predict_with_confidence(self.model, photo, max_side=self.max_side, views=self.views)
+        from emalab.prediction import predict_with_confidence
+        from emalab.viz import save_confidence, save_labels, save_probabilities
+
+        size = photo.shape[:2] if isinstance(photo, np.ndarray) else photo.size[::-1]
+        probabilities = np.empty((*size, self.spec.num_classes), np.float16) if self.probabilities else None
+        labels, confidence = predict_with_confidence(
+            self.model, photo, max_side=self.max_side, views=self.views, probabilities=probabilities
+        )
+        written = [_with_ending(stem, ".mask.png")]
+        save_labels(labels, self.spec, written[0])
+        if self.confidence:
+            written.append(_with_ending(stem, ".confidence.png"))
+            save_confidence(confidence, written[-1])
+        if probabilities is not None:
+            written.append(_with_ending(stem, ".probabilities.npz"))
+            save_probabilities(probabilities, self.spec, written[-1])
+        return labels, written
 
     def _shrunk(self, height: int, width: int) -> str:
         """What the user must know of the size at which the network saw the photograph."""

@@ -8,7 +8,7 @@ from tyro.conf import Positional
 
 from emalab.commands.environment import Device, default_data_root, is_first_process, processes
 from emalab.commands.evaluate import load_to_score, views_to_score
-from emalab.data.names import check_name
+from emalab.data.required import check_data
 from emalab.shipped import find_checkpoint
 
 __all__ = ["run"]
@@ -49,7 +49,7 @@ def run(
     """
     find_checkpoint(checkpoint)
     if data:
-        check_name(data)
+        check_data(data, data_root or default_data_root())
     from emalab.data import load_images
     from emalab.data.loader import num_cores
     from emalab.submission import write_submission

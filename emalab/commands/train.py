@@ -14,9 +14,11 @@ from tyro.conf import arg
 from emalab.commands.environment import default_data_root, is_first_process, under_torchrun
 from emalab.commands.recipes import about, recipe_table
 from emalab.data.names import is_folder_name
+from emalab.data.required import check_data
 from emalab.options import RunOptions, run_folder
 from emalab.recipes import Recipe, get_recipe, recipe_from_dict, recipe_names
 from emalab.results import git_commit, load_records
+from emalab.shipped import find_checkpoint
 from emalab.tables import aligned
 
 __all__ = ["run"]
@@ -59,6 +61,7 @@ def run(arguments: Sequence[str]) -> None:
             f"--num-nodes {parsed.run.num_nodes}: start the processes of all machines with torchrun or srun"
         )
     out = parsed.out or Path("runs") / run_folder(recipe.name, parsed.recipe.seed)
+    _require_inputs(parsed.recipe, parsed.run.data_root, out)
     _look_at_labels(parsed.recipe)
     from emalab.trainer import train
 
@@ -74,8 +77,9 @@ def run(arguments: Sequence[str]) -> None:
 
 def _named(name: str, arguments: Sequence[str]) -> Recipe:
     """The recipe of that name, or the one that follows from a folder."""
-    if not is_folder_name(name) and (name in recipe_names() or not Path(name).is_dir()):
+    if not is_folder_name(name) and (name in recipe_names() or not name or not Path(name).is_dir()):
         return get_recipe(name)
+    check_data(name if is_folder_name(name) else f"{name}/", None)
     from emalab.recipes.from_folder import describe_recipe, recipe_for_folder
 
     on_cpu = any(arguments[i : i + 2] == ["--accelerator", "cpu"] for i in range(len(arguments)))
@@ -87,6 +91,14 @@ def _named(name: str, arguments: Sequence[str]) -> Recipe:
         for line in aligned(rows, indent="  "):
             report(line)
     return recipe
+
+
+def _require_inputs(recipe: Recipe, data_root: Path | None, out: Path) -> None:
+    """Refuse at once data and weights that are not there; what they hold is looked at later."""
+    check_data(recipe.data.name, data_root)
+    start = recipe.init_from
+    if start and start not in recipe_names() and not (out / "last.pt").exists():
+        find_checkpoint(start)
 
 
 def _look_at_labels(recipe: Recipe) -> None:

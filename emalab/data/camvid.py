@@ -50,7 +50,7 @@ def load_camvid(split: str, root: Path | None) -> SegmentationDataset:
     Raises:
         DataError: there is no such root, or the list of the split is in neither place.
     """
-    root = require_root(root, CAMVID.name, "camvid/ or CamVid/")
+    root = require_root(root, CAMVID.name)
     parts = ("train", "val") if split == "trainval" else (split,)
     return SegmentationDataset(CAMVID, [pair for part in parts for pair in _pairs(root, part)], _LABELS)
 

@@ -71,7 +71,7 @@ def load_cityscapes(split: str, root: Path | None) -> SegmentationDataset:
     Raises:
         DataError: there is no such root, or no image of the split.
     """
-    root = require_root(root, CITYSCAPES.name, "cityscapes/")
+    root = require_root(root, CITYSCAPES.name)
     folder, labels = (root / "cityscapes" / package / split for package in ("leftImg8bit", "gtFine"))
     images = sorted(folder.glob("*/*_leftImg8bit.png"))
     if not images:
@@ -90,7 +90,7 @@ def load_cityscapes_256(split: str, root: Path | None) -> SegmentationDataset:
     Raises:
         DataError: there is no such root, or no image of the split.
     """
-    root = require_root(root, CITYSCAPES_256.name, "cityscapes-256/")
+    root = require_root(root, CITYSCAPES_256.name)
     images, masks = (root / CITYSCAPES_256.name / kind / split for kind in ("images", "masks"))
     files = files_by_name(images, ".png", ".jpg")
     if not files:

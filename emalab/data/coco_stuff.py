@@ -104,7 +104,7 @@ def load_coco_stuff_10k(split: str, root: Path | None) -> SegmentationDataset:
     Raises:
         DataError: there is no such root, it has no list of the split, or the labels have not all been converted.
     """
-    root = require_root(root, COCO_STUFF_10K.name, f"{FOLDER_10K}/")
+    root = require_root(root, COCO_STUFF_10K.name)
     names = read_names(root, f"{FOLDER_10K}/imageLists/{split}.txt")
     release, masks = root / FOLDER_10K, files_by_name(root / FOLDER_10K / "labels", ".png")
     unconverted = files_by_name(release / "annotations", ".mat").keys() & set(names) - masks.keys()
@@ -128,7 +128,7 @@ def load_coco_stuff_164k(split: str, root: Path | None) -> SegmentationDataset:
     Raises:
         DataError: there is no such root, or it has no labels of the split.
     """
-    root = require_root(root, COCO_STUFF_164K.name, f"{FOLDER_2017}/")
+    root = require_root(root, COCO_STUFF_164K.name)
     return SegmentationDataset(COCO_STUFF_164K, _pairs_2017(root, split, _names_2017(root, split)), _STUFF_LABELS)
 
 
@@ -140,7 +140,7 @@ def load_coco_voc(split: str, root: Path | None) -> SegmentationDataset:
     Raises:
         DataError: there is no such root, or the list has not been made.
     """
-    root = require_root(root, COCO_VOC.name, f"{FOLDER_2017}/")
+    root = require_root(root, COCO_VOC.name)
     advice = "It is made from the labels: `emalab data prepare coco-voc`."
     names = read_names(root, f"{FOLDER_2017}/voc/{split}.txt", advice=advice)
     return SegmentationDataset(COCO_VOC, _pairs_2017(root, split, names), _VOC_LABELS)

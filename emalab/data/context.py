@@ -80,7 +80,7 @@ def load_context(spec: DatasetSpec, split: str, root: Path | None) -> Segmentati
     Raises:
         DataError: there is no such root, or the label maps have not been converted.
     """
-    root = require_root(root, spec.name, "VOCdevkit/")
+    root = require_root(root, spec.name)
     advice = f"The labels of the release must be converted first: `emalab data prepare {spec.name}`."
     names = read_names(root, f"{FOLDER.as_posix()}/ImageSets/SegmentationContext/{split}.txt", advice=advice)
     images, masks = root / FOLDER / "JPEGImages", root / FOLDER / "SegmentationClassContext"

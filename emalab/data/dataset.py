@@ -6,22 +6,19 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch.utils.data import Dataset
 
 from emalab.data.errors import OrientationError, SizeMismatchError
-from emalab.data.images import MAX_PIXELS, DecodedImage, decode_rgb, to_tensor, turn_in_words, turned
+from emalab.data.images import DecodedImage, Reading, decode_rgb, to_tensor, turn_in_words, turned
 from emalab.data.masks import StoredMask, lookup_table, read_stored, to_labels
 from emalab.data.spec import Color, DatasetSpec
 
 if TYPE_CHECKING:
     from torchvision import tv_tensors
-
-Orientation = Literal["upright", "stored"]
 
 
 class Sample(NamedTuple):
@@ -41,22 +38,6 @@ class FilePair(NamedTuple):
 
     image: Path
     mask: Path
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How files become pixels.
-
-    Args:
-        orientation: whether images and masks are turned as their EXIF orientation says ("upright") or taken as stored.
-            None turns them, and refuses an image whose turn may or may not apply to its mask.
-        bits: depth of grey images of more than 8 bits; None for that in the file.
-        max_pixels: height × width of the largest image that is opened.
-    """
-
-    orientation: Orientation | None = "upright"
-    bits: int | None = None
-    max_pixels: int = MAX_PIXELS
 
 
 class LabeledImages(Dataset[Sample], ABC):

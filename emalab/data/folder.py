@@ -27,8 +27,15 @@ from pathlib import Path
 
 from emalab.data.dataset import FilePair, SegmentationDataset
 from emalab.data.errors import DataError, MissingFileError
-from emalab.data.folder_files import Layout, find_layout, find_split, labeled_splits, listed
-from emalab.data.folder_labels import CLASSES_FILE, IGNORED, FolderLabels, read_labels
+from emalab.data.folder_files import Layout, find_layout, find_split, labeled_splits, listed, why_unlabeled
+from emalab.data.folder_labels import (
+    CLASSES_FILE,
+    IGNORED,
+    FolderLabels,
+    existing_folder,
+    folder_of,
+    read_labels,
+)
 from emalab.data.spec import DatasetSpec
 from emalab.data.voc import voc_palette
 
@@ -53,7 +60,7 @@ def folder_spec(root: Path | str, labels: FolderLabels | None = None) -> Dataset
             f"{folder / 'masks'} has none of the folders {', '.join(layout.splits)} that images/ has, so nothing is "
             "labeled."
             if layout.names is None
-            else f"{folder / 'masks'} has no mask of any image, so nothing is labeled."
+            else f"{folder / 'masks'} has no mask of any image, so nothing is labeled.{why_unlabeled(folder)}"
         )
     return DatasetSpec(
         name=str(root),
@@ -99,12 +106,6 @@ def load_folder(root: Path | str, split: str, labels: FolderLabels | None = None
     )
 
 
-def folder_of(root: Path | str) -> Path:
-    """The folder, from its own path or that of its `classes.yaml`."""
-    root = Path(root)
-    return root.parent if root.suffix in (".yaml", ".yml") else root
-
-
 def folder_notes(root: Path | str) -> list[str]:
     """What was assumed about the files of a folder, and which of them are not used; one sentence each."""
     folder, labels = _open(Path(root), None)
@@ -147,8 +148,6 @@ def _layout_notes(layout: Layout) -> list[str]:
 
 def _open(root: Path, labels: FolderLabels | None) -> tuple[Path, FolderLabels]:
     """The folder and what its masks mean, from the path of either the folder or the file."""
-    folder = folder_of(root)
-    if not folder.is_dir():
-        raise MissingFileError(f"{folder} is not a folder. It is to hold {CLASSES_FILE}, images/ and masks/.")
+    folder = existing_folder(root)
     file = folder / CLASSES_FILE if folder == root else root
     return folder, read_labels(file) if labels is None else labels

@@ -21,9 +21,19 @@ from pathlib import Path
 from emalab.data.errors import DataError, MissingFileError, UnreadableFileError
 from emalab.data.images import IMAGE_SUFFIXES
 from emalab.data.masks import MASK_SUFFIXES
+from emalab.data.names import RESULTS
 from emalab.files import write_atomically
 
-__all__ = ["Layout", "SplitFiles", "find_layout", "find_split", "labeled_splits", "listed", "write_splits"]
+__all__ = [
+    "Layout",
+    "SplitFiles",
+    "find_layout",
+    "find_split",
+    "labeled_splits",
+    "listed",
+    "why_unlabeled",
+    "write_splits",
+]
 
 SPLITS_FOLDER = "splits"
 VAL_PART = 0.2  # of images without splits
@@ -128,6 +138,13 @@ def labeled_splits(folder: Path, layout: Layout) -> tuple[str, ...]:
     )
 
 
+def why_unlabeled(folder: Path) -> str:
+    """Of a folder without a mask of any image: the files in `masks/` that were perhaps meant, as a sentence, or ""."""
+    found = _by_name(folder / "masks", MASK_SUFFIXES)[1] if (folder / "masks").is_dir() else []
+    lossy = [path.name for path in found if path.suffix.lower() in IMAGE_SUFFIXES]
+    return f" Masks must be PNG, TIFF or BMP, which keep every value; found {listed(lossy)}." if lossy else ""
+
+
 def find_split(folder: Path, layout: Layout, split: str, labeled: bool) -> SplitFiles:
     """The files of one split, sorted by name.
 
@@ -193,12 +210,12 @@ def _missing_masks(
 def _by_name(folder: Path, suffixes: Sequence[str]) -> tuple[dict[str, Path], list[Path]]:
     """Name -> file below `folder`, sorted, and the files with other endings; `DataError` where two share a name.
 
-    Hidden files, which some systems leave, do not count.
+    Hidden files, which some systems leave, do not count, and predictions are no photographs.
     """
     files: dict[str, Path] = {}
     others = []
     for path in _walk(folder):
-        if path.suffix.lower() not in suffixes:
+        if path.suffix.lower() not in suffixes or (suffixes is IMAGE_SUFFIXES and _is_result(path)):
             others.append(path)
             continue
         name = _name_below(folder, path)
@@ -233,7 +250,12 @@ def _composed(name: str) -> str:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    is_photograph = path.suffix.lower() in IMAGE_SUFFIXES and not _is_result(path)
+    return is_photograph and not path.name.startswith(".") and path.is_file()
+
+
+def _is_result(path: Path) -> bool:
+    return path.name.lower().endswith(RESULTS)
 
 
 def listed(names: Sequence[str]) -> str:

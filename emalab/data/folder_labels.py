@@ -11,13 +11,13 @@ from typing import Any
 import yaml
 
 from emalab.choices import suggestion
-from emalab.data.dataset import Orientation, Reading
 from emalab.data.errors import DataError, MissingFileError, UnreadableFileError
-from emalab.data.images import MAX_PIXELS
+from emalab.data.folder_files import find_layout
+from emalab.data.images import MAX_PIXELS, Orientation, Reading
 from emalab.data.masks import UNKNOWN
 from emalab.data.spec import Color
 
-__all__ = ["CLASSES_FILE", "IGNORED", "FolderLabels", "read_labels"]
+__all__ = ["CLASSES_FILE", "IGNORED", "FolderLabels", "check_folder", "existing_folder", "folder_of", "read_labels"]
 
 CLASSES_FILE = "classes.yaml"
 """Where a folder says what its masks mean."""
@@ -138,6 +138,29 @@ class FolderLabels:
         if twice := _repeated([value for value, _ in pairs]):
             raise DataError(f"values has {_shown(twice[0])} twice; each class needs its own")
         return dict(pairs)
+
+
+def folder_of(root: Path | str) -> Path:
+    """The folder, from its own path or that of its `classes.yaml`."""
+    root = Path(root)
+    return root.parent if root.suffix in (".yaml", ".yml") else root
+
+
+def existing_folder(root: Path | str) -> Path:
+    """`folder_of`, once it is known to be a folder; else a DataError."""
+    folder = folder_of(root)
+    if not folder.is_dir():
+        raise MissingFileError(f"{folder} is not a folder. It is to hold {CLASSES_FILE}, images/ and masks/.")
+    return folder
+
+
+def check_folder(root: Path | str) -> None:
+    """Raise the DataError of a folder without images, or whose `classes.yaml` cannot be read; no image is opened."""
+    folder = existing_folder(root)
+    find_layout(folder)
+    file = folder / CLASSES_FILE if folder == Path(root) else Path(root)
+    if file.exists():
+        read_labels(file)
 
 
 def read_labels(path: Path) -> FolderLabels:

@@ -11,12 +11,13 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from emalab.data.errors import DataError, MissingFileError, UnreadableFileError
 from emalab.data.tensors import as_image
@@ -24,7 +25,17 @@ from emalab.data.tensors import as_image
 if TYPE_CHECKING:
     from torchvision import tv_tensors
 
-__all__ = ["FORMATS", "IMAGE_SUFFIXES", "MAX_PIXELS", "DecodedImage", "decode_rgb", "open_image", "opened"]
+__all__ = [
+    "FORMATS",
+    "IMAGE_SUFFIXES",
+    "MAX_PIXELS",
+    "DecodedImage",
+    "Orientation",
+    "Reading",
+    "decode_rgb",
+    "open_image",
+    "opened",
+]
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that are opened, by PIL's names; AVIF where PIL was built with it."""
@@ -50,6 +61,25 @@ _TURNS: dict[int, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
     8: ("turned by 270°", lambda a: np.rot90(a, -1)),
 }
 _INVERSE = {6: 8, 8: 6}  # the other turns undo themselves
+
+
+Orientation = Literal["upright", "stored"]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files become pixels.
+
+    Args:
+        orientation: whether images and masks are turned as their EXIF orientation says ("upright") or taken as stored.
+            None turns them, and refuses an image whose turn may or may not apply to its mask.
+        bits: depth of grey images of more than 8 bits; None for that in the file.
+        max_pixels: height × width of the largest image that is opened.
+    """
+
+    orientation: Orientation | None = "upright"
+    bits: int | None = None
+    max_pixels: int = MAX_PIXELS
 
 
 class DecodedImage(NamedTuple):
@@ -78,14 +108,17 @@ def open_image(
         uint8 (3, h, w). In memory it is (h, w, 3), as decoded: torchvision resizes that several times faster.
 
     Raises:
-        DataError: the file is missing, is not an image of `FORMATS`, is truncated or too large, or has pixels without
-            an agreed range (floating point, 32 bits, 16 bits of which only the lower 12 are used).
+        DataError: the file is missing, is not an image of `FORMATS`, is truncated or too large, has several frames or
+            pages, or has pixels without an agreed range (floating point, 32 bits, 16 bits of which only the lower 12
+            are used).
     """
     return to_tensor(decode_rgb(source, max_pixels=max_pixels, bits=bits).pixels)
 
 
 def to_tensor(pixels: np.ndarray) -> tv_tensors.Image:
     """uint8 (h, w, 3) as an image (3, h, w) that shares its memory."""
+    import torch  # here alone: an unreadable file must not wait for it
+
     return as_image(torch.from_numpy(pixels).permute(2, 0, 1))
 
 
@@ -143,13 +176,23 @@ def _blank(height: int, width: int, turn: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @contextmanager
-def opened(source: Path | str | Image.Image, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
-    """PIL's image of a file; whatever goes wrong, also in the body, leaves as a DataError that names the file."""
+def opened(
+    source: Path | str | Image.Image, max_pixels: int = MAX_PIXELS, *, several: bool = False
+) -> Iterator[Image.Image]:
+    """PIL's image of a file; whatever goes wrong, also in the body, leaves as a DataError that names the file.
+
+    Args:
+        source: a file, or an image that PIL has opened, at whichever frame it is.
+        max_pixels: height × width of the largest image that is opened.
+        several: take a file of several frames or pages, at its first.
+    """
     is_image = isinstance(source, Image.Image)
     name = f"{getattr(source, 'filename', '') or 'image'}" if is_image else str(source)
     try:
         with _keep(source) if isinstance(source, Image.Image) else _open_file(Path(source)) as image:
             _check_pixels(image, max_pixels)
+            if not (is_image or several):
+                _refuse_several(image)
             yield image
     except _Refusal as error:
         raise UnreadableFileError(f"{name}: {error}") from None
@@ -191,11 +234,14 @@ def _keep(image: Image.Image) -> Iterator[Image.Image]:
 
 
 def _open_file(path: Path) -> Image.Image:
-    mode = path.stat().st_mode
+    status = path.stat()
+    mode = status.st_mode
     if stat.S_ISDIR(mode):
         raise _Refusal("is a folder; name the images in it.")
     if not stat.S_ISREG(mode):
         raise _Refusal("is a device, a pipe or a socket, not a file.")
+    if not status.st_size:
+        raise _Refusal("is empty, it has 0 bytes.")
     Image.init()
     with _PIL_LIMIT:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # `_check_pixels` has ours
@@ -203,6 +249,37 @@ def _open_file(path: Path) -> Image.Image:
             return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
         finally:
             Image.MAX_IMAGE_PIXELS = limit
+
+
+def _refuse_several(image: Image.Image) -> None:
+    if count := count_pictures(image):
+        what = "pages" if image.format == "TIFF" else "frames"
+        raise _Refusal(
+            f"has {count} {what}; save each as an image of its own (emalab predict labels them one by one; in Python, "
+            "pass the one that PIL's image.seek selects)."
+        )
+
+
+def count_pictures(image: Image.Image) -> int:
+    """How many frames or pages of equal rank a file has; 0 for a single picture.
+
+    A TIFF's reduced copies and transparency masks are no pages of their own, nor are the images of a JPEG or an AVIF.
+    """
+    if image.format not in ("GIF", "PNG", "TIFF", "WEBP") or not getattr(image, "is_animated", False):
+        return 0
+    count = len(pages(image)) if isinstance(image, TiffImageFile) else image.n_frames  # type: ignore[attr-defined]
+    return count if count > 1 else 0
+
+
+def pages(image: TiffImageFile) -> list[int]:
+    """The pages of a TIFF that are neither a reduced copy of another nor its transparency mask; the first always is."""
+    found = []
+    for page in range(image.n_frames):
+        image.seek(page)
+        if page == 0 or not _tiff_tag(image, _SUBFILE_TYPE) & 0b101:
+            found.append(page)
+    image.seek(0)
+    return found
 
 
 def _check_pixels(image: Image.Image, max_pixels: int) -> None:
@@ -216,7 +293,7 @@ def _check_pixels(image: Image.Image, max_pixels: int) -> None:
         raise _Refusal("has no pixels.")
 
 
-_BITS_PER_SAMPLE, _EXTRA_SAMPLES, _MAX_SAMPLE_VALUE = 258, 338, 281  # TIFF's tags
+_SUBFILE_TYPE, _BITS_PER_SAMPLE, _EXTRA_SAMPLES, _MAX_SAMPLE_VALUE = 254, 258, 338, 281  # TIFF's tags
 
 
 def _tiff_tag(image: Image.Image, tag: int) -> int:

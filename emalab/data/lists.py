@@ -4,20 +4,20 @@ from collections import Counter
 from pathlib import Path
 
 from emalab.data.errors import DataError, MissingFileError
+from emalab.data.names import FOLDERS
 
 
-def require_root(root: Path | None, name: str, contents: str) -> Path:
+def require_root(root: Path | None, name: str) -> Path:
     """The data root, once it is known to be a folder.
 
     Args:
         root: the folder that contains the unpacked releases.
         name: the data set that is wanted.
-        contents: what the data set looks for in there.
 
     Raises:
         DataError: there is no root, or no such folder.
     """
-    advice = f"Set --data-root (or EMALAB_DATA) to the folder that contains {contents}."
+    advice = f"Set --data-root (or EMALAB_DATA) to the folder that contains {FOLDERS[name]}."
     if root is None:
         raise MissingFileError(f"{name} is read from files, and no data root was given. {advice}")
     if not root.is_dir():

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 
 from emalab.data.errors import UnknownLabelError
@@ -106,14 +105,14 @@ def to_labels(
     """Labels uint8 (h, w) of a stored mask; `path` is for errors. See `open_mask`."""
     values = stored.values
     if values.ndim == 3 and colors:
-        return as_mask(torch.from_numpy(_labels_of_colors(values, colors, path)))
+        return _to_tensor(_labels_of_colors(values, colors, path))
     if values.ndim == 3:
         grey = values[..., 0]
         if not ((grey == values[..., 1]).all() and (grey == values[..., 2]).all()):
             raise _not_values(path)
         values = grey
     elif colors and stored.colors is not None and _is_drawn(stored, colors):
-        return as_mask(torch.from_numpy(_labels_of_colors(stored.colors[values], colors, path)))
+        return _to_tensor(_labels_of_colors(stored.colors[values], colors, path))
     elif stored.colors is None and stored.depth < 8 and (table[1 : 2**stored.depth] == UNKNOWN).all():
         values = values * np.uint8(255 // (2**stored.depth - 1))
     labels = np.take(table, values, mode="clip")
@@ -122,7 +121,7 @@ def to_labels(
         unknown |= values > 255
     if unknown.any():
         raise _unknown_values(values[unknown], table, path)
-    return as_mask(torch.from_numpy(labels))
+    return _to_tensor(labels)
 
 
 def _not_values(path: Path | str) -> UnknownLabelError:
@@ -149,6 +148,12 @@ def _is_drawn(stored: StoredMask, colors: Mapping[Color, int]) -> bool:
     if used[-1] >= len(stored.colors):
         return False
     return bool(np.isin(_codes(stored.colors[used]), _codes(np.array(list(colors)))).all())
+
+
+def _to_tensor(labels: np.ndarray) -> tv_tensors.Mask:
+    import torch  # here alone: an unreadable file must not wait for it
+
+    return as_mask(torch.from_numpy(labels))
 
 
 def _labels_of_colors(stored: np.ndarray, colors: Mapping[Color, int], path: Path | str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Names of data sets: what a mistyped one is met with at once, before anything that reads images is imported."""
+"""Names of data sets and of files: what a mistyped one is met with at once, before anything slow is imported."""
 
 from __future__ import annotations
 
@@ -7,17 +7,41 @@ from pathlib import Path
 from emalab.choices import suggestion
 from emalab.data.errors import DataError
 
-__all__ = ["BENCHMARKS", "SCENES", "check_name", "is_folder_name"]
+__all__ = ["BENCHMARKS", "FOLDERS", "RESULTS", "SCENES", "check_name", "is_folder_name"]
 
 SCENES = ("shapes-pooled", "shapes-far")
 """Generated scenes; `emalab.data.scene_settings` says what can be set of them."""
 
-BENCHMARKS = (
-    *("camvid", "voc", "voc-animals", "context-59", "context-60"),
-    *("coco-stuff-10k", "coco-stuff-164k", "coco-voc", "cityscapes", "cityscapes-256"),
-    *SCENES,
-)
+FOLDERS = {
+    "camvid": "camvid/ or CamVid/",
+    "voc": "VOCdevkit/",
+    "voc-animals": "VOCdevkit/",
+    "context-59": "VOCdevkit/",
+    "context-60": "VOCdevkit/",
+    "coco-stuff-10k": "cocostuff-10k-v1.1/",
+    "coco-stuff-164k": "coco/",
+    "coco-voc": "coco/",
+    "cityscapes": "cityscapes/",
+    "cityscapes-256": "cityscapes-256/",
+}
+"""Benchmarks that are read from files, and where the data root has them."""
+
+BENCHMARKS = (*FOLDERS, *SCENES)
 """Every name that `emalab.data.load_dataset` knows, in the order of lists."""
+
+
+RESULTS = (
+    ".mask.png",
+    ".overlay.png",
+    ".overlay.webp",
+    ".overlay.tif",
+    ".overlay.mp4",
+    ".confidence.png",
+    ".probabilities.npz",
+    ".attention.png",
+    ".bases.png",
+)
+"""Endings of what `emalab predict` and `emalab inspect` write, which are never read as photographs."""
 
 
 def check_name(name: str) -> None:
@@ -26,7 +50,7 @@ def check_name(name: str) -> None:
         return
     if (kind := name.partition(":")[0]) in SCENES:
         raise DataError(f"there is no data set {name!r}; say {kind}, and set its scenes: --data.scenes.grain 12")
-    folder = f"for the folder say {name}/. " if Path(name).is_dir() else ""
+    folder = f"for the folder say {name}/; " if Path(name).is_dir() else ""
     raise DataError(f"there is no data set {name!r}; {folder}{suggestion(name, BENCHMARKS)}")
 
 

@@ -12,7 +12,7 @@ import yaml
 
 from emalab.data.conversion import run_all
 from emalab.data.errors import DataError, MissingFileError
-from emalab.data.folder_files import find_layout, find_split, labeled_splits
+from emalab.data.folder_files import find_layout, find_split, labeled_splits, why_unlabeled
 from emalab.data.folder_labels import CLASSES_FILE, IGNORED, FolderLabels
 from emalab.data.masks import UNKNOWN, StoredMask, read_stored
 from emalab.data.spec import Color
@@ -104,7 +104,9 @@ def _mask_files(folder: Path) -> list[Path]:
     layout = find_layout(folder)
     splits = labeled_splits(folder, layout)
     if not splits:
-        raise MissingFileError(f"{folder / 'masks'} has no masks of the images, so nothing can be proposed.")
+        raise MissingFileError(
+            f"{folder / 'masks'} has no masks of the images, so nothing can be proposed." + why_unlabeled(folder)
+        )
     return [path for split in splits for path in find_split(folder, layout, split, True).masks.values()]
 
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 if TYPE_CHECKING:
+    from torch import Tensor
     from torchvision import tv_tensors
 
 __all__ = ["as_image", "as_mask"]

@@ -66,7 +66,7 @@ def load_voc(spec: DatasetSpec, split: str, root: Path | None) -> SegmentationDa
     Raises:
         DataError: there is no such root, or it has no list of the split.
     """
-    root = require_root(root, spec.name, "VOCdevkit/")
+    root = require_root(root, spec.name)
     lists = [f"VOCdevkit/VOC2012/ImageSets/Segmentation/{split}.txt"]
     advice = None
     if split == "trainaug":

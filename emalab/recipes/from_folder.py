@@ -133,6 +133,10 @@ def complete_folder(root: Path | str, *, report: Callable[[str], object] = print
             report(f"wrote {' and '.join(map(str, paths))}: the images have no splits, and these stay as they are")
 
 
+def _images(count: int) -> str:
+    return f"{count} image{'s' * (count != 1)}"
+
+
 def describe_recipe(recipe: Recipe) -> list[tuple[str, str]]:
     """What `recipe_for_folder` chose, as rows of (what, choice)."""
     data, optim, spec = recipe.data, recipe.optim, get_spec(recipe.data.name)
@@ -143,8 +147,8 @@ def describe_recipe(recipe: Recipe) -> list[tuple[str, str]]:
     steps = f"{optim.iterations} iterations of {optim.batch_size} images ({passes:.0f} passes)"
     return [
         ("classes", ", ".join(spec.classes)),
-        ("train", f"{data.train_split}, {len(train)} images"),
-        ("evaluation", f"{data.eval_split}, {len(evaluation)} images, {where}"),
+        ("train", f"{data.train_split}, {_images(len(train))}"),
+        ("evaluation", f"{data.eval_split}, {_images(len(evaluation))}, {where}"),
         ("network", f"{recipe.init_from}, {spec.num_classes} classes anew"),
         (
             "crop",

@@ -1,11 +1,12 @@
 """Tiny data sets in the layouts of the official releases."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 from pycocotools import mask as coco_mask
 from scipy.io import savemat
 
@@ -190,3 +191,12 @@ def make_coco_2017(root: Path) -> Path:
             save_image(root / f"coco/{split}2017/{i:012}.jpg")
             save_mask(root / f"coco/stuffthingmaps/{split}2017/{i:012}.png", random_labels(ids, seed=i) - 1)
     return root
+
+
+def save_pages(path: Path, pages: Sequence[Image.Image], thumbnails: Sequence[Image.Image] = ()) -> Path:
+    """A TIFF of several pages; thumbnails are marked as reduced copies."""
+    with TiffImagePlugin.AppendingTiffWriter(str(path), new=True) as file:
+        for index, page in enumerate([*pages, *thumbnails]):
+            page.save(file, "TIFF", tiffinfo={254: int(index >= len(pages))})
+            file.newFrame()
+    return path

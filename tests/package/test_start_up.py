@@ -12,12 +12,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import benchmark_start_up
+import pytest
 from PIL import Image
 from waiting import HANGS
 
 from emalab.cli import COMMANDS
 
 SLOW = ("torch", "numpy", "PIL", "timm", "torchvision", "lightning_fabric", "scipy", "matplotlib", "yaml")
+NETWORKS = ("torch", "timm", "torchvision", "lightning_fabric")
 BESIDE_TORCH = ("PIL", "timm", "torchvision", "lightning_fabric", "scipy", "matplotlib", "torch._dynamo")
 
 HELP = (
@@ -44,7 +46,30 @@ ERRORS = (
     ["data", "check", "cmvid"],
     ["data", "prepare", "cmvid"],
 )
-
+ERRORS_IN_DATA = (
+    ["predict", "notes.txt"],
+    ["predict", "notes.txt", "--data", "empty/"],
+    ["inspect", "notes.txt"],
+    ["train", "empty/"],
+    ["train", "gone/"],
+    ["train", "alone"],
+    ["train", "torn/"],
+    ["train", "shapes-tiny", "--data.name", "empty/"],
+    ["train", "camvid-lite2"],
+    ["train", "camvid-lite2", "--data-root", "gone"],
+    ["train", "shapes-tiny", "--init-from", "gone.pt"],
+    ["data", "check", "gone/"],
+    ["data", "check", "empty/"],
+    ["data", "check", "alone/"],
+    ["data", "check", "torn/"],
+    ["data", "check", "torn/classes.yaml"],
+    ["data", "check", "voc"],
+    ["data", "prepare", "voc", "--from", "gone"],
+    ["evaluate", "emanet-lite2-voc-animals", "--data", "gone/"],
+    ["evaluate", "emanet-lite2-voc-animals", "--data", "voc"],
+    ["submit", "emanet-lite2-voc-animals", "--data", "voc", "--out", "results"],
+)
+"""What is found in the folder of `damaged_folders`: without a network, so without torch."""
 
 PROGRAM = """
 import contextlib, io, json, sys
@@ -81,6 +106,26 @@ def test_errors_import_nothing_slow(tmp_path: Path) -> None:
     for words, found, error in in_a_fresh_process(ERRORS, SLOW, tmp_path):
         assert found == [], words
         assert error, words
+
+
+def damaged_folders(root: Path) -> Path:
+    (root / "notes.txt").write_text("not a picture")
+    for name, images in (("empty", ()), ("alone", ("a",)), ("torn", ("a", "b"))):
+        (root / name / "masks").mkdir(parents=True)
+        for image in images:
+            (root / name / "images").mkdir(exist_ok=True)
+            (root / name / "images" / f"{image}.png").touch()
+    (root / "torn" / "classes.yaml").write_text("classes: [wall, roof")
+    return root
+
+
+def test_errors_in_data_do_not_import_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EMALAB_DATA", raising=False)
+    for words, found, error in in_a_fresh_process(ERRORS_IN_DATA, NETWORKS, damaged_folders(tmp_path)):
+        assert found == [], words
+        assert error.startswith("emalab: error: "), words
+        assert error.count("\n") == 1, words
+    assert not (tmp_path / "torn" / "splits").exists()  # nothing is written where something is wrong
 
 
 def test_the_unit_and_the_network_import_torch_alone(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_data import SIZE, make_camvid, make_voc, random_labels, save_mask
+from tiny_data import SIZE, make_camvid, make_voc, random_labels, save_image, save_mask, save_pages
 
 from emalab.data import DATASETS, DataError, DatasetEntry
 from emalab.data.camvid import CAMVID, load_camvid
@@ -47,6 +47,20 @@ def test_every_kind_of_damage_is_found_file_by_file(tmp_path):
     assert report.counts == {"train": 4, "val": 4}
     assert all(str(problem.file) in str(report) for problem in report.problems)
     assert "problems: 6" in str(report)
+
+
+def test_files_of_several_pages_are_problems(tmp_path):
+    for name in ("a", "b"):
+        save_image(tmp_path / "images" / f"{name}.tif")
+        save_mask(tmp_path / "masks" / f"{name}.tif", random_labels([0, 1]))
+    (tmp_path / "classes.yaml").write_text("classes: [wall, roof]")
+    pages = [Image.new("L", SIZE[::-1])] * 3
+    save_pages(tmp_path / "images" / "a.tif", pages[:2])
+    save_pages(tmp_path / "masks" / "b.tif", pages)
+    report = str(check_dataset(str(tmp_path), None))
+    assert "problems: 2" in report
+    assert f"{tmp_path / 'images' / 'a.tif'}: has 2 pages; save each" in report
+    assert f"{tmp_path / 'masks' / 'b.tif'}: has 3 pages; save each" in report
 
 
 def test_a_file_in_two_splits_is_reported_once(tmp_path):

@@ -69,7 +69,7 @@ def test_goes_by_its_path(root: Path, monkeypatch: pytest.MonkeyPatch, name: str
 
 def test_a_folder_named_without_a_slash_is_pointed_at(root: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(root.parent)
-    with pytest.raises(DataError, match=r"no data set 'roofs'; for the folder say roofs/\. "):
+    with pytest.raises(DataError, match=r"no data set 'roofs'; for the folder say roofs/; "):
         get_spec("roofs")
     assert not is_folder_name("shapes-far")
 

@@ -13,6 +13,7 @@ from emalab.data import DataError, load_dataset
 from emalab.data.check import check_dataset, check_labels
 from emalab.data.folder import folder_notes, load_folder
 from emalab.data.folder_files import find_layout, write_splits
+from emalab.data.names import RESULTS
 
 
 def make(root: Path, *names: str, ending: str = "", suffix: str = ".png", split: str = "") -> Path:
@@ -47,6 +48,31 @@ def test_splits_that_are_written_stay(tmp_path: Path):
     write_splits(root, find_layout(root))
     make(root, "10.png", "11.png")
     assert (names(root), names(root, "val")) == (train, val)
+
+
+def test_predictions_beside_the_photographs_are_no_photographs(tmp_path: Path):
+    """`emalab predict roofs/images --out roofs/images` made the folder useless."""
+    root = make(tmp_path / "roofs", "a.png", "b.png")
+    before = (names(root), names(root, "val"))
+    for ending in RESULTS:
+        (root / "images" / f"a{ending}").write_bytes((root / "images" / "a.png").read_bytes())
+    assert (names(root), names(root, "val")) == before
+    note = f"{len(RESULTS)} files of train are not read, for their endings: images/a.attention.png"
+    assert any(note in found for found in folder_notes(root))
+    (root / "images" / "train").mkdir()
+    for path in root.glob("images/*.png"):
+        path.rename(root / "images" / "train" / path.name if path.name in ("a.png", "b.png") else path)
+    assert find_layout(root).splits == ("train",)
+
+
+def test_masks_with_loss_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    root = make(tmp_path / "roofs", "a.png", "b.png", suffix=".jpg")
+    with pytest.raises(DataError, match=r"nothing is labeled\. Masks must be PNG, .*; found a\.jpg, b\.jpg\."):
+        load_folder(root, "train")
+    (root / "classes.yaml").unlink()
+    with pytest.raises(SystemExit):
+        main(["data", "check", f"{root}/"])
+    assert "nothing can be proposed. Masks must be PNG, TIFF or BMP" in capsys.readouterr().err
 
 
 def test_lists_override_folders(tmp_path: Path):

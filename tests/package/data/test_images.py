@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import ExifTags, Image, TiffImagePlugin
+from tiny_data import save_pages
 
 from emalab.data import open_image
 from emalab.data.errors import UnreadableFileError
@@ -110,6 +111,28 @@ def test_a_fourth_channel_of_a_tiff_is_not_opacity(tmp_path: Path):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+@pytest.mark.parametrize("suffix", ["gif", "png", "tif", "webp"])
+def test_a_file_of_several_pictures(tmp_path: Path, suffix: str):
+    """Its first was taken without a word."""
+    frames = [Image.new("RGB", (4, 3), color) for color in ("red", "lime", "navy")]
+    path, what = tmp_path / f"a.{suffix}", "pages" if suffix == "tif" else "frames"
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    refused(path, f"has 3 {what}; save each as an image of its own")
+    with Image.open(path) as image:
+        image.seek(2)
+        assert np.abs(open_image(image).permute(1, 2, 0).numpy().astype(int) - [0, 0, 128]).max() < 10  # WebP is lossy
+
+
+def test_an_empty_file(tmp_path: Path):
+    (tmp_path / "a.png").touch()
+    refused(tmp_path / "a.png", "is empty, it has 0 bytes")
+
+
+def test_thumbnails_are_no_pages(tmp_path: Path):
+    path = save_pages(tmp_path / "a.tif", [Image.fromarray(picture())], [Image.new("RGB", (2, 1))] * 2)
+    assert np.array_equal(pixels(path), picture())
+
+
 def test_a_pipe_is_not_waited_for(tmp_path: Path):
     os.mkfifo(tmp_path / "a.jpg")
     refused(tmp_path / "a.jpg", "is a device, a pipe or a socket")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
+from tiny_data import save_pages
 
 from emalab.data.errors import UnknownLabelError, UnreadableFileError
 from emalab.data.masks import lookup_table, open_mask, read_stored
@@ -75,6 +76,15 @@ def test_colors_without_a_meaning(tmp_path: Path):
     Image.new("RGB", (4, 3), (1, 2, 3)).save(tmp_path / "a.png")
     with pytest.raises(UnknownLabelError, match=r"a\.png: labels are stored as RGB colors, and no colors are known"):
         open_mask(tmp_path / "a.png", FEW)
+
+
+def test_a_mask_of_several_pages(tmp_path: Path):
+    """Its first page was taken without a word."""
+    page = Image.fromarray(np.zeros((4, 6), np.uint8))
+    path = save_pages(tmp_path / "a.tif", [page, page])
+    with pytest.raises(UnreadableFileError, match="has 2 pages; save each as an image of its own"):
+        open_mask(path, lookup_table({0: 0}))
+    assert open_mask(save_pages(path, [page], [page]), lookup_table({0: 0})).shape == (4, 6)
 
 
 def test_loss_is_refused(tmp_path: Path):
