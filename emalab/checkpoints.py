@@ -11,6 +11,7 @@ import json
 import math
 import pickle
 import shlex
+import warnings
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import nullcontext
@@ -32,6 +33,7 @@ from emalab.unfilled import fill, unfilled
 
 __all__ = [
     "CheckpointError",
+    "PrecisionWarning",
     "all_finite",
     "export_segmenter",
     "load_network",
@@ -57,6 +59,10 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 class CheckpointError(ValueError):
     """A file that is not a usable checkpoint; the message names it and says what to do."""
+
+
+class PrecisionWarning(UserWarning):
+    """A released network keeps some weights only roughly, or as 0; the message counts them and names the way out."""
 
 
 def save_training_state(path: Path, recipe: Recipe, state: Mapping[str, Any]) -> None:
@@ -213,6 +219,10 @@ def export_segmenter(
         dtype: of the weights and bases; batch norm's statistics, which can be tiny or huge, and counters stay as
             they are.
 
+    Warns:
+        PrecisionWarning: weights that are too small for ``dtype``, and so many or so large beside the others that the
+            network changes.
+
     Raises:
         ValueError: a path with another ending.
         CheckpointError: values that are NaN or infinite, or too large for ``dtype``; nothing is written.
@@ -224,7 +234,16 @@ def export_segmenter(
         for key, value in model.state_dict().items()
     }
     require_finite(model.state_dict(), f"{path} was not written, as the network is of no use")
-    require_finite(tensors, f"{path} was not written, as {dtype} is too narrow for the network")
+    way_out = "keep float32: --dtype float32, or dtype=torch.float32 in Python"
+    require_finite(tensors, f"{path} was not written, as {dtype} is too narrow for the network ({way_out})")
+    if lost := _vanished(model.state_dict(), tensors):
+        name, (count, total) = max(lost.items(), key=lambda item: item[1][0])
+        warnings.warn(
+            f"{path}: {sum(count for count, _ in lost.values())} weights are too small for {dtype} and become 0 or "
+            f"lose most digits, as {count} of the {total} of {name}; {way_out}",
+            PrecisionWarning,
+            stacklevel=2,
+        )
     texts = {key: json.dumps(value) for key, value in metadata.items()}
     texts |= {"format": FORMAT, "recipe": json.dumps(recipe_to_dict(recipe))}
     texts["checksum"] = tensors_checksum([sorted(texts.items()), sorted(tensors.items())])
@@ -236,6 +255,27 @@ def _save(tensors: dict[str, Tensor], path: Path, texts: dict[str, str]) -> None
         save_file(tensors, path, texts)
     except SafetensorError as error:  # of its own kind, for a full disk, too
         raise RuntimeError(str(error)) from error
+
+
+def _vanished(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, tuple[int, int]]:
+    """How many values of a tensor are 0 or subnormal in its new type, and of how many, where that matters.
+
+    Rounding changes each normal number by a part u (the unit roundoff) at most, and so the norm of an output channel by
+    u at most. Small values matter where a channel changes by 8u or more; a few beside large ones do not.
+    """
+    found = {}
+    for name, old in before.items():
+        new = after[name]
+        if not new.is_floating_point() or torch.finfo(new.dtype).bits >= torch.finfo(old.dtype).bits:
+            continue
+        limits = torch.finfo(new.dtype)
+        rows = old.detach().cpu().double().reshape(len(old) if old.ndim > 1 else 1, -1)
+        small = (rows != 0) & (rows.abs() < limits.tiny)
+        change = (rows - new.double().reshape(rows.shape)).norm(dim=1)
+        changed = change > 8 * limits.eps / 2 * rows.norm(dim=1)
+        if count := int(small[changed].sum()):
+            found[name] = (count, old.numel())
+    return found
 
 
 def read_metadata(path_or_name: str | Path) -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from tyro.conf import Positional
 
+from emalab.commands.messages import one_line
 from emalab.files import remove_leftovers
 from emalab.results import load_records
 from emalab.shipped import find_checkpoint
@@ -23,9 +26,10 @@ def run(
     format: Format = "auto",
     data: str = "",
     allow_code: tuple[str, ...] = (),
+    dtype: Literal["float16", "float32"] = "float16",
 ) -> None:
-    """Release a finished run as one file: .safetensors for emalab, in half precision with its recipe, scores and
-    origin; or .onnx for other programs, with free batch, height and width, compared with the network by onnxruntime.
+    """Release a finished run as one file: .safetensors for emalab, with its recipe, scores and origin; or .onnx for
+    other programs, with free batch, height and width, compared with the network by onnxruntime.
 
     Args:
         run: the folder of a finished run; for ONNX also a checkpoint, or the name of a shipped network.
@@ -33,6 +37,8 @@ def run(
         format: by default what the ending of the file says. ONNX takes uint8 RGB images (b, 3, h, w) and gives logits.
         allow_code: modules that may be imported for a network with a part of your own.
         data: what the network was trained on, and under which terms, for those who download it.
+        dtype: of the weights in .safetensors; float16 halves the file, and a warning says where it is too narrow. ONNX
+            has float32.
     """
     kind = out.suffix.removeprefix(".") if format == "auto" else format
     if kind not in ("safetensors", "onnx") or out.suffix != f".{kind}":
@@ -42,13 +48,20 @@ def run(
         _export_onnx(run, out, data, allow_code)
     else:
         record = _record(Path(run))
-        from emalab.checkpoints import export_segmenter, read_recipe, read_spec
+        import torch
+
+        from emalab.checkpoints import PrecisionWarning, export_segmenter, read_recipe, read_spec
         from emalab.segmenter import Segmenter
 
         last = Path(run) / "last.pt"
         spec = read_spec(last)
         metadata = {**_metadata(record, data), **({"spec": asdict(spec)} if spec else {})}
-        export_segmenter(Segmenter.from_pretrained(last, allow_code), out, read_recipe(last), metadata)
+        model = Segmenter.from_pretrained(last, allow_code)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", PrecisionWarning)
+            export_segmenter(model, out, read_recipe(last), metadata, getattr(torch, dtype))
+        for warning in caught:
+            print(f"warning: {one_line(warning.message)}", file=sys.stderr)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
 
 

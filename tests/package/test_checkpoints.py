@@ -8,6 +8,7 @@ import math
 import os
 import pickle
 import sys
+import warnings
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,6 +26,7 @@ from tiny import random_images, tiny_recipe, tiny_segmenter
 from emalab import checkpoints, shipped
 from emalab.checkpoints import (
     CheckpointError,
+    PrecisionWarning,
     all_finite,
     export_segmenter,
     load_training_state,
@@ -132,6 +134,32 @@ class TestRelease:
         with pytest.raises(CheckpointError, match=rf"{problem}.*: 3 of the \d+ values of context\.bases are NaN"):
             export_segmenter(broken, tmp_path / "a.safetensors", RECIPE, {})
         assert not list(tmp_path.iterdir())
+
+    def test_weights_that_vanish_are_counted(self, model: Segmenter, tmp_path: Path) -> None:
+        """Whole channels: batch norm may enlarge what they say, however small it is."""
+        small = copy.deepcopy(model)
+        weight = small.reduction[0].weight
+        with torch.no_grad():
+            weight[:2] *= 1e-9 / weight[:2].abs().amax()
+            small.context.bases[3] *= 1e-6 / small.context.bases[3].abs().amax()
+        count, others = weight[:2].numel(), small.context.bases[3].numel()
+        message = (
+            rf"a.safetensors: {count + others} weights are too small for torch.float16 and become 0 or "
+            rf"lose most digits, as {count} of the {weight.numel()} of reduction.0.weight; keep float32: --dtype"
+        )
+        with pytest.warns(PrecisionWarning, match=message):
+            export_segmenter(small, tmp_path / "a.safetensors", RECIPE, {})
+
+    def test_a_few_small_weights_beside_others_do_not_matter(self, model: Segmenter, tmp_path: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", PrecisionWarning)
+            export_segmenter(model, tmp_path / "a.safetensors", RECIPE, {})
+            few = copy.deepcopy(model)
+            with torch.no_grad():
+                few.reduction[0].weight[:, 0] = 1e-9
+                few.reduction[0].weight[0] = 0
+            export_segmenter(few, tmp_path / "b.safetensors", RECIPE, {})
+            export_segmenter(few, tmp_path / "c.safetensors", RECIPE, {}, torch.float32)
 
     def test_shipped_by_name(self, release: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(shipped, "shipped_weights", lambda: {"mine": release})

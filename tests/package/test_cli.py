@@ -16,14 +16,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from tiny import short_train, tiny_recipe, tiny_segmenter
-from tiny_data import make_camvid, random_labels, save_image, save_mask
+from tiny_data import make_camvid, random_labels, save_image, save_mask, save_pages
 
 from emalab.checkpoints import export_segmenter, load_training_state, read_metadata
 from emalab.cli import main
 from emalab.commands import evaluate as evaluate_command
 from emalab.commands import recipes as recipes_command
-from emalab.data import dataset_names
+from emalab.data import dataset_names, get_spec
 from emalab.prediction import predict_with_confidence
 from emalab.recipes import EvalConfig, recipe_names
 from emalab.segmenter import Segmenter, SegmenterConfig
@@ -278,6 +279,17 @@ class TestExport:
         assert metadata["recipe"] == tiny_recipe()
         assert metadata["scores"]["single scale"] == result.scores["single scale"].to_dict()
         assert metadata["data"] == "generated scenes"
+        main(["export", str(run), str(out), "--dtype", "float32"])
+        weights = (torch.load(run / "last.pt")["model"], load_file(out))
+        assert all(torch.equal(weights[0][key], value) for key, value in weights[1].items())
+
+    def test_says_which_weights_vanish(self, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+        short_train(tiny_recipe(), tmp_path)
+        monkeypatch.setattr("emalab.checkpoints._vanished", lambda before, after: {"a": (3, 9), "b": (1, 2)})
+        main(["export", str(tmp_path), str(tmp_path / "net.safetensors")])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"warning: {tmp_path / 'net.safetensors'}: 4 weights are too small for torch.float16")
+        assert line.endswith("as 3 of the 9 of a; keep float32: --dtype float32, or dtype=torch.float32 in Python")
 
     def test_of_a_run_that_is_not_finished(self, tmp_path: Path, capsys: Capture) -> None:
         fails("export", tmp_path / "gone", tmp_path / "net.safetensors")
@@ -378,6 +390,19 @@ class TestPredict:
             overlay.load()
             assert (overlay.n_frames, overlay.info.get("duration")) == (3, 40)
 
+    def test_a_tiff_of_several_pages_is_labeled_page_by_page(self, release: Path, tmp_path: Path) -> None:
+        """Pages may differ in size and in kind; a thumbnail is none of them."""
+        pages = [Image.new("RGB", (30, 20), "red"), Image.new("RGB", (18, 24), "navy"), Image.new("L", (30, 20))]
+        save_pages(tmp_path / "stack.tif", pages, [Image.new("RGB", (8, 8))])
+        main(["predict", str(tmp_path / "stack.tif"), "--checkpoint", str(release), "--out", str(tmp_path)])
+        sizes = []
+        for mask in sorted((tmp_path / "stack.masks").glob("*.mask.png")):
+            with Image.open(mask) as labels:
+                sizes.append(labels.size)
+        assert sizes == [(30, 20), (18, 24), (30, 20)]
+        with Image.open(tmp_path / "stack.overlay.tif") as overlay:
+            assert overlay.n_frames == 3
+
     def test_a_video(self, release: Path, tmp_path: Path, capsys: Capture) -> None:
         av = pytest.importorskip("av", reason="PyAV, which reads and writes videos, is not installed")
         frames = [Image.new("RGB", (64, 48), color) for color in ("red", "lime", "navy")]
@@ -406,12 +431,49 @@ class TestPredict:
         with Image.open(tmp_path / "scene.confidence.png") as stored:
             assert np.abs(np.asarray(stored) / 255 - expected).max() <= 0.5 / 255 + 1e-6
 
+    @pytest.mark.parametrize("name", ["scene.png", "moving.gif"])
+    def test_probabilities(self, name: str, release: Path, tmp_path: Path, capsys: Capture) -> None:
+        photo = save_image(tmp_path / name, (40, 50))
+        if name == "moving.gif":
+            frames = [Image.new("RGB", (30, 20), color) for color in ("red", "navy")]
+            frames[0].save(photo, save_all=True, append_images=frames[1:])
+        main(["predict", str(photo), "--checkpoint", str(release), "--out", str(tmp_path), "--probabilities"])
+        stem = tmp_path / "moving.masks" / "000001" if name == "moving.gif" else tmp_path / "scene"
+        with np.load(f"{stem}.probabilities.npz") as stored:
+            probabilities, classes = stored["probabilities"], stored["classes"].tolist()
+        with Image.open(f"{stem}.mask.png") as mask:
+            labels = np.asarray(mask)
+        assert (probabilities.dtype, probabilities.shape) == (np.float16, (*labels.shape, 5))
+        assert classes == list(get_spec("shapes-pooled").classes)
+        half = 2.0**-11  # a float16 in 0…1 is off by as much at most
+        assert np.abs(probabilities.sum(-1, dtype=np.float64) - 1).max() <= 5 * half + 1e-6
+        given = np.take_along_axis(probabilities, labels[..., None].astype(int), -1)[..., 0]
+        assert (given == probabilities.max(-1)).all()
+        if name == "scene.png":
+            assert "scene.mask.png, scene.overlay.png, scene.probabilities.npz" in capsys.readouterr().out
+
     def test_says_at_what_size_the_network_saw_it(self, release: Path, tmp_path: Path, capsys: Capture) -> None:
         photo = save_image(tmp_path / "scene.png", (40, 50))
         main(["predict", str(photo), "--checkpoint", str(release), "--out", str(tmp_path)])
         assert "seen at" not in capsys.readouterr().out
         main(["predict", str(photo), "--checkpoint", str(release), "--out", str(tmp_path), "--max-side", "25"])
         assert "(50×40 pixels, seen at 25×20; see --max-side)" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("flag", "value", "expected"),
+        [
+            ("--max-side", "0", "max_side is 0; it must be at least 1 pixel"),
+            ("--scales", "nan", "scales must be positive factors, at least one; got (nan,)"),
+            ("--scales", "inf", "scales must be positive factors"),
+        ],
+    )
+    def test_sizes_that_are_none(
+        self, flag: str, value: str, expected: str, release: Path, tmp_path: Path, capsys: Capture
+    ) -> None:
+        """0 was taken for no limit."""
+        photo = save_image(tmp_path / "scene.png", (40, 50))
+        fails("predict", photo, "--checkpoint", release, "--out", tmp_path, flag, value)
+        assert expected in message(capsys)
 
     def test_no_photograph(self, release: Path, capsys: Capture) -> None:
         fails("predict", "--checkpoint", release)
