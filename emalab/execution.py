@@ -12,7 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from emalab.optim import cross_entropy
+from emalab.losses import SegmentationLoss
 from emalab.recipes import Recipe
 from emalab.segmenter import Segmenter
 
@@ -22,17 +22,19 @@ __all__ = ["Execution", "TrainingStep"]
 class TrainingStep(nn.Module):
     """Network and loss as one module: what DDP wraps, torch.compile fuses and a CUDA graph records."""
 
-    def __init__(self, model: Segmenter, ignore_index: int, auxiliary_weight: float) -> None:
+    def __init__(self, model: Segmenter, loss: SegmentationLoss, auxiliary_weight: float) -> None:
         super().__init__()
-        self.model, self.ignore_index, self.auxiliary_weight = model, ignore_index, auxiliary_weight
+        self.model, self.loss, self.auxiliary_weight = model, loss, auxiliary_weight
 
-    def forward(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross-entropy summed over labeled pixels, that of an auxiliary head weighted and added; their number."""
+    def forward(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The terms of the loss (`emalab.losses.LossTerms`), those of an auxiliary head weighted and added."""
         logits, *auxiliary = self.model.training_logits(images)
-        loss, labeled = cross_entropy(logits, masks, self.ignore_index)
+        total, divisor, per_image = self.loss(logits, masks)
         for extra in auxiliary:
-            loss = loss + self.auxiliary_weight * cross_entropy(extra, masks, self.ignore_index)[0]
-        return loss, labeled
+            added = self.loss(extra, masks)
+            total = total + self.auxiliary_weight * added.total
+            per_image = per_image + self.auxiliary_weight * added.per_image
+        return total, divisor, per_image
 
     def record(self, images: Tensor, masks: Tensor) -> None:
         """Replace forward and backward by a CUDA graph for batches of this shape, in training mode."""
@@ -81,12 +83,12 @@ class Execution:
         """The loss of a batch that lies on the device, averaged over pixels as the recipe says."""
         if self._to_record:
             self._record(images, masks)
-        total, labeled = self.module(images, masks)
+        total, divisor, per_image = self.module(images, masks)
         if self._recipe.optim.loss_average == "all":
-            return total / masks.numel()
+            return total / masks.numel() + per_image
         # The same divisor on every rank, so that DDP's mean of gradients is that of the whole batch.
-        mean: Any = self._fabric.all_reduce(labeled.float(), reduce_op="mean")
-        return total / mean.clamp(min=1)
+        mean: Any = self._fabric.all_reduce(divisor.float(), reduce_op="mean")
+        return total / mean.where(mean > 0, 1) + per_image
 
     def _record(self, images: Tensor, masks: Tensor) -> None:
         with self._uncached_autocast():

@@ -30,6 +30,7 @@ from emalab.evaluation import evaluate
 from emalab.execution import Execution, TrainingStep
 from emalab.initial_weights import initial_network
 from emalab.interruption import Interrupted, Interruption
+from emalab.losses import SegmentationLoss
 from emalab.metrics import SegmentationScores
 from emalab.optim import make_optimizer, poly_lr
 from emalab.options import RunOptions, run_folder
@@ -129,7 +130,8 @@ class Trainer:
         self.origin, self.run = find_origin(self.fabric.device, options.commit), uuid.uuid4().hex
         self.model = initial_network(recipe, self.fabric, out.parent, resumed=self.last.exists())
         self.out.mkdir(parents=True, exist_ok=True)
-        step = TrainingStep(self.model, self.train_data.spec.ignore_index, recipe.optim.auxiliary_weight)
+        loss = SegmentationLoss(recipe.optim.loss, self.train_data.spec.ignore_index)
+        step = TrainingStep(self.model, loss, recipe.optim.auxiliary_weight)
         optimizer = make_optimizer(self.model, recipe.optim, fused=self.fabric.device.type == "cuda")
         self._execution = Execution(self.fabric, recipe, step, optimizer)
         self.optimizer = self._execution.optimizer

@@ -8,6 +8,7 @@ from emalab.recipes.catalog import get_recipe, recipe_groups, recipe_names
 from emalab.recipes.config import (
     DataConfig,
     EvalConfig,
+    LossConfig,
     OptimConfig,
     Published,
     Recipe,
@@ -19,6 +20,7 @@ from emalab.recipes.config import (
 __all__ = [
     "DataConfig",
     "EvalConfig",
+    "LossConfig",
     "OptimConfig",
     "Published",
     "Recipe",

@@ -20,6 +20,7 @@ from emalab.views import Views
 __all__ = [
     "DataConfig",
     "EvalConfig",
+    "LossConfig",
     "OptimConfig",
     "Published",
     "Recipe",
@@ -60,6 +61,32 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class LossConfig:
+    """What is minimized beside plain cross-entropy; `emalab.losses` has the formulas."""
+
+    class_weights: tuple[float, ...] = ()
+    """Weight of the pixels of each class; none for equal ones."""
+    focal_gamma: float = 0.0
+    """γ of the focal loss: pixels that are predicted with probability p weigh (1 − p)^γ; 0 or at least 1, usually 2."""
+    hardest: float = 1.0
+    """Part of an image's labeled pixels that count, those with the largest loss (online hard example mining)."""
+    dice_weight: float = 0.0
+    """Weight of the soft Dice loss, which is added."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        weights = self.class_weights
+        if not all(0 <= weight < math.inf for weight in weights) or (weights and not any(weights)):
+            raise ValueError(f"optim.loss.class_weights must be at least 0, and not all 0; got {weights}")
+        if self.focal_gamma != 0 and not 1 <= self.focal_gamma < math.inf:
+            raise ValueError(f"optim.loss.focal_gamma must be 0, or 1 or more; got {self.focal_gamma}")
+        if not 0 < self.hardest <= 1:
+            raise ValueError(f"optim.loss.hardest must be above 0 and at most 1; got {self.hardest}")
+        if not 0 <= self.dice_weight < math.inf:
+            raise ValueError(f"optim.loss.dice_weight must be at least 0; got {self.dice_weight}")
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     """How the network learns."""
 
@@ -85,8 +112,11 @@ class OptimConfig:
     """Images per step, over all ranks together."""
     clip_norm: float | None = None
     """Largest L2 norm of the whole gradient; none for no clipping."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Class weights, focal loss, hard pixels and Dice; by default plain cross-entropy."""
     loss_average: LossAverage = "valid"
-    """Divide the summed cross-entropy by labeled pixels ("valid") or, as in the authors' code, by all ("all")."""
+    """Divide the loss summed over pixels by labeled ones ("valid"; by the sum of their class weights where there are
+    any) or, as in the authors' code, by all ("all")."""
     auxiliary_weight: float = 0.4
     """Weight of the loss of an auxiliary head, where the network has one (model.auxiliary_channels)."""
     freeze_batch_norm: bool = False
@@ -207,6 +237,12 @@ class Recipe:
         if not 0 < self.data.scale_range[0] <= self.data.scale_range[1]:
             raise ValueError(
                 f"recipe {self.name}: data.scale_range must rise from above 0, got {self.data.scale_range}"
+            )
+        weights, classes = optim.loss.class_weights, self.model.num_classes
+        if weights and len(weights) != classes:
+            raise ValueError(
+                f"recipe {self.name}: optim.loss.class_weights has {len(weights)} numbers for {classes} classes; give "
+                "one for each"
             )
         if self.optim.batch_size < 2 and not self.optim.freeze_batch_norm:
             raise ValueError(

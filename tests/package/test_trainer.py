@@ -36,8 +36,9 @@ from emalab.checkpoints import CheckpointError, load_training_state, named_tenso
 from emalab.cli import main
 from emalab.data import Sample
 from emalab.data.shapes import PooledScenes, ShapesDataset
+from emalab.losses import SegmentationLoss
 from emalab.optim import cross_entropy, poly_lr
-from emalab.recipes import EvalConfig, Recipe, recipe_from_dict
+from emalab.recipes import EvalConfig, LossConfig, Recipe, recipe_from_dict
 from emalab.results import load_records, read_record
 from emalab.run_checks import _warn_of_several_gpus
 from emalab.runlog import RunLog, read_log
@@ -119,6 +120,18 @@ class TestStep:
             torch.testing.assert_close(ours, theirs - lr * (theirs.grad + decay), msg=name)
         for key in ("context.bases", "reduction.1.running_mean"):
             torch.testing.assert_close(trainer.model.get_buffer(key), by_hand.get_buffer(key))
+
+    def test_the_recipes_loss_is_minimized(self, tmp_path: Path) -> None:
+        config = LossConfig(class_weights=(0.2, 1, 2, 1, 1), focal_gamma=2, hardest=0.5, dice_weight=0.5)
+        optim = {"optimizer": "sgd", "lr": 0.1, "warmup": 0, "weight_decay": 0.0, "loss": config}
+        trainer, by_hand, loss = self.stepped(tiny_recipe(optim=optim), tmp_path)
+        images, masks = self.batch()
+        total, divisor, per_image = SegmentationLoss(config)(by_hand(images), masks)
+        expected = total / divisor + per_image
+        torch.testing.assert_close(loss, expected.detach())
+        expected.backward()
+        before, ours = (model.get_parameter("classifier.2.bias") for model in (by_hand, trainer.model))
+        torch.testing.assert_close(ours, before - 0.1 * before.grad)
 
     def test_auxiliary_loss_is_added_with_its_weight(self, tmp_path: Path) -> None:
         optim = {"optimizer": "sgd", "lr": 0.1, "warmup": 0, "weight_decay": 0.0, "auxiliary_weight": 0.25}
