@@ -6,11 +6,13 @@ import pickle
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -113,6 +115,10 @@ class LiteBackbone(Backbone):
 class TimmBackbone(Backbone):
     """The last feature map of a timm network, its final stages dilated to keep the wanted output stride.
 
+    Transformers and other networks that timm cannot dilate serve at their own stride. Networks that divide an image
+    into patches, such as ConvNeXt and transformers, leave out a last incomplete one; here the image is padded on the
+    right and below with 0, the mean color, so that features have ⌈h/s⌉ × ⌈w/s⌉ positions for all networks.
+
     Args:
         name: any timm model that supports ``features_only`` (``timm.list_models()``).
         output_stride: 8, 16 or 32.
@@ -124,8 +130,9 @@ class TimmBackbone(Backbone):
         num_stages: how many of the last feature maps `stages` gives, 1 or more.
 
     Raises:
-        ValueError: an unknown network, a stride or block counts it cannot have, a multi-grid of another length than the
-            stage, weights of another network, or a file that is not a state dict.
+        ValueError: an unknown network, one that takes images of one size only, a stride or block counts it cannot have,
+            a multi-grid of another length than the stage, weights of another network, or a file that is not a state
+            dict.
         FileNotFoundError: no such weights.
     """
 
@@ -148,25 +155,18 @@ class TimmBackbone(Backbone):
         if blocks and ("resnet" not in name or len(blocks) != 4 or min(blocks) < 1):
             raise ValueError(f"{_BLOCKS}; got {tuple(blocks)} for {name}")
         layers: dict[str, Any] = {"layers": tuple(blocks)} if blocks else {}
-        try:
-            self.network = timm.create_model(
-                name,
-                features_only=True,
-                output_stride=output_stride,
-                out_indices=tuple(range(-num_stages, 0)),
-                pretrained=False,
-                **layers,
-            )
-        except (AssertionError, NotImplementedError, TypeError) as error:  # timm's ways to say no
-            raise ValueError(f"{name} cannot have output stride {output_stride} in timm ({error!r})") from error
+        self.network = _create(name, output_stride, out_indices=tuple(range(-num_stages, 0)), **layers)
         info: Any = self.network.feature_info
         self.stage_channels = tuple(info.channels())
         self.channels, self.output_stride = self.stage_channels[-1], info.reduction()[-1]
         if self.output_stride != output_stride:
-            raise ValueError(f"{name} cannot have output stride {output_stride}; it gave {self.output_stride}")
+            raise ValueError(
+                f"{name} cannot have output stride {output_stride} in timm; its own is {self.output_stride}"
+            )
         config: Any = timm.get_pretrained_cfg(name, allow_unregistered=False)
         if config is not None:
             self.mean, self.std = config.mean, config.std
+        self._channels_last, self._pads = self._try(name)
         if multi_grid:
             _apply_multi_grid(self.network.get_submodule(info.module_name(-1)), multi_grid, name)
         replace_dilated_depthwise(self.network)
@@ -175,7 +175,54 @@ class TimmBackbone(Backbone):
 
     def stages(self, images: Tensor) -> list[Tensor]:
         """(b, 3, h, w) → the last feature maps; the very last is (b, c, ⌈h/s⌉, ⌈w/s⌉)."""
-        return self.network(images)
+        if self._pads:
+            bottom, right = (-side % self.output_stride for side in images.shape[-2:])
+            images = F.pad(images, (0, right, 0, bottom))
+        features = self.network(images)
+        return [rearrange(x, "b h w c -> b c h w") for x in features] if self._channels_last else features
+
+    @torch.no_grad()
+    def _try(self, name: str) -> tuple[bool, bool]:
+        """Whether features come as (b, h, w, c), and whether images of any size must be padded: by a small image."""
+        stride, training = self.output_stride, self.network.training
+        device = next(self.network.parameters()).device
+        self.network.eval()
+        try:
+            whole = self.network(torch.zeros(1, 3, 2 * stride, 3 * stride, device=device))[-1].shape[1:]
+            if whole not in ((self.channels, 2, 3), (2, 3, self.channels)):
+                raise RuntimeError(f"2×3 positions give features {tuple(whole)}")
+            channels_last = whole == (2, 3, self.channels)
+            try:
+                odd = self.network(torch.zeros(1, 3, 2 * stride + 1, 3 * stride + 1, device=device))[-1].shape[1:]
+            except (AssertionError, RuntimeError):  # it takes whole patches only
+                return channels_last, True
+            return channels_last, odd not in ((self.channels, 3, 4), (3, 4, self.channels))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            size = getattr(self.network, "img_size", None) or "one size"
+            reason = " ".join(str(error).split())[:100]
+            raise ValueError(
+                f"{name} cannot be a backbone: timm builds it for images of {size} ({reason}); take a convolutional "
+                "network, a plain ViT or a Swin"
+            ) from error
+        finally:
+            self.network.train(training)
+
+
+def _create(name: str, output_stride: int, **options: Any) -> nn.Module:
+    """timm's features of a network, dilated; of one that it cannot dilate, as it is, for images of many sizes."""
+    import timm
+
+    ways: list[dict[str, Any]] = [{"output_stride": output_stride}]
+    ways += [{"dynamic_img_size": True}, {"strict_img_size": False}, {}]  # ViT and its kin, Swin, others
+    errors = []
+    for way in ways:
+        try:
+            return timm.create_model(name, features_only=True, pretrained=False, **way, **options)
+        except (AssertionError, NotImplementedError, TypeError, RuntimeError) as error:  # timm's ways to say no
+            errors.append(error)
+            if not isinstance(error, TypeError):  # not for lack of such an option
+                break
+    raise ValueError(f"{name} cannot have output stride {output_stride} in timm ({errors[-1]!r})") from errors[-1]
 
 
 def build_backbone(
@@ -220,29 +267,41 @@ def _apply_multi_grid(stage: nn.Module, multi_grid: Sequence[int], name: str) ->
 
 def _load_weights(network: nn.Module, name: str, weights: str) -> None:
     """Fill ``network`` from a full timm state dict, whose classifier it does not have."""
-    state = _imagenet_state(name) if weights == "imagenet" else _read_state(Path(weights))
+    stored = _imagenet_state(name) if weights == "imagenet" else _read_state(Path(weights))
     wanted = network.state_dict()
-    state, _ = without_prefix(state, wanted)
+    names = _names_in_file(wanted)
+    stored, _ = without_prefix(stored, names)
+    state = {names[key]: value for key, value in stored.items() if key in names}
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
     if missing:
         raise ValueError(
             f"weights {weights!r} do not fit {name}: {len(missing)} of {len(wanted)} tensors are missing, "
             f"first {missing[0]!r}; the file must hold timm's keys for this network"
         )
-    parts = {key.split(".")[0] for key in wanted}
-    extra = [key for key in state if key not in wanted and key.split(".")[0] in parts]  # the classifier lies elsewhere
+    parts = {key.split(".")[0] for key in stored if key in names}
+    extra = [key for key in stored if key not in names and key.split(".")[0] in parts]  # the classifier lies elsewhere
     if extra and weights != "imagenet":
         raise ValueError(
             f"weights {weights!r} are of a larger network than {name}, which has no {extra[0]!r}; "
             "the file must hold the weights of this very network"
         )
-    for key in wanted:
-        if key in state and wanted[key].shape != state[key].shape:
+    for key, value in state.items():
+        if wanted[key].shape != value.shape:
             raise ValueError(
-                f"weights {weights!r} do not fit {name}: {key!r} is {tuple(state[key].shape)} and should be "
+                f"weights {weights!r} do not fit {name}: {key!r} is {tuple(value.shape)} and should be "
                 f"{tuple(wanted[key].shape)}; the file must hold the weights of this very network"
             )
-    network.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
+    network.load_state_dict(state, strict=False)
+
+
+def _names_in_file(keys: Iterable[str]) -> dict[str, str]:
+    """Tensors of timm's feature extractors by their names in whole networks: ``stages_0`` is ``stages.0`` there."""
+    plain = {key.removeprefix("model."): key for key in keys}
+    names: dict[str, str] = {}
+    for key, own in plain.items():
+        part = key.partition(".")[0]
+        names |= {f"{key[:i]}.{key[i + 1 :]}": own for i, letter in enumerate(part) if letter == "_"}
+    return names | plain
 
 
 def _imagenet_state(name: str) -> dict[str, Tensor]:

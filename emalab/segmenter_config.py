@@ -50,7 +50,7 @@ class SegmenterConfig:
     num_classes: int = 21
     """Classes that the network predicts, without the ignored label."""
     backbone: str = "resnet50"
-    """A timm network, or "tiny" for generated scenes."""
+    """A timm network, or "tiny" for generated scenes. Transformers serve at their own stride (model.output_stride)."""
     backbone_weights: str | None = None
     """"imagenet", the path of a timm state dict, or none for random ones."""
     output_stride: int = 16

@@ -16,6 +16,7 @@ from emalab.backbones import Backbone, LiteBackbone, TimmBackbone, TinyBackbone,
 from emalab.efficientnet_lite import SameConv2d
 
 LITE2 = "tf_efficientnet_lite2"
+OTHERS = {"convnext_atto": 16, "vit_tiny_patch16_224": 16, "swin_tiny_patch4_window7_224": 32, "pvt_v2_b0": 32}
 CHANNELS = {"resnet18": 512, "resnet50": 2048, "mobilenetv3_large_100": 960, LITE2: 352}
 
 
@@ -84,9 +85,36 @@ class TestTimmBackbone:
             build_backbone("resnet18", 7)
 
     def test_stride_that_this_network_cannot_have(self) -> None:
-        for name in ("vgg11", "vit_tiny_patch16_224"):
-            with pytest.raises(ValueError, match=f"{name} cannot have output stride 8"):
-                build_backbone(name, 8)
+        with pytest.raises(ValueError, match="vgg11 cannot have output stride 8"):
+            build_backbone("vgg11", 8)
+        with pytest.raises(ValueError, match="vit_tiny_patch16_224 cannot have output stride 8 in timm; its own is 16"):
+            build_backbone("vit_tiny_patch16_224", 8)
+
+    @pytest.mark.parametrize(("name", "stride"), OTHERS.items())
+    @pytest.mark.parametrize("size", [(97, 129), (64, 96), (33, 40)], ids=str)
+    @torch.inference_mode()
+    def test_every_pixel_influences_the_features(self, name: str, stride: int, size: tuple[int, int]) -> None:
+        """Also of networks that divide an image into patches, and would leave out an incomplete one."""
+        backbone, images = build_backbone(name, stride).eval(), noise(1, 3, *size)
+        features = backbone(images)
+        assert features.shape == (1, backbone.channels, -(-size[0] // stride), -(-size[1] // stride))
+        changed = images.clone()
+        changed[..., -1, -1] += 10
+        assert not torch.equal(backbone(changed), features)
+
+    def test_networks_for_images_of_one_size_are_refused(self) -> None:
+        for name in ("maxvit_tiny_rw_224", "mixer_s32_224"):
+            with pytest.raises(ValueError, match=f"{name} cannot be a backbone: timm builds it for images of one size"):
+                build_backbone(name, 32)
+
+    @pytest.mark.parametrize(("name", "stride"), OTHERS.items())
+    def test_weights_of_a_whole_network(self, name: str, stride: int, tmp_path: Path) -> None:
+        """timm's feature extractors call their tensors otherwise."""
+        state = {key: torch.rand(value.shape) for key, value in timm.create_model(name).state_dict().items()}
+        torch.save(state, tmp_path / "weights.pth")
+        backbone = build_backbone(name, stride, weights=str(tmp_path / "weights.pth"))
+        for key, value in backbone.state_dict().items():
+            assert any(torch.equal(value, stored) for stored in state.values() if stored.shape == value.shape), key
 
     def test_multi_grid_of_another_length(self) -> None:
         with pytest.raises(ValueError, match=r"\(1, 2, 4\) needs one factor per block; resnet18 ends with 2"):
