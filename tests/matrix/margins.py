@@ -199,6 +199,9 @@ def page(found: dict[str, dict[str, Any]], shown: float = SHOWN) -> str:
         for name in compared if setting in first else depend_on_seeds(first):
             shares[name].append(run["shares"].get(name, 0.0))
     failed = sorted({f"- {setting}: `{name}`" for setting, run in found.items() for name in run["failed"]})
+    seeds = "Further seeds have not been measured."
+    if len(found) > len(first):
+        seeds = "Only these tests ran with further seeds, without those that read recorded arrays (parity)."
     rows = sorted(((max(of), min(of), name) for name, of in shares.items() if max(of) > shown), reverse=True)
     lines = [
         "# Margins of the tolerances",
@@ -207,9 +210,9 @@ def page(found: dict[str, dict[str, Any]], shown: float = SHOWN) -> str:
         f"torch names it, and shift of the seeds: {', '.join(found)}.",
         "",
         f"{len(shares)} tests compare floating-point numbers within a tolerance, and {len(shares) - len(rows)} of them",
-        f"never use more than {shown:.0%} of it. The others are listed by the largest share that they used. Only these",
-        "ran with further seeds, without those that read recorded arrays (parity). Where the smallest share equals the",
-        "largest, the numbers depend on neither processor nor seed.",
+        f"never use more than {shown:.0%} of it. The others are listed by the largest share that they used.",
+        "Where the smallest share equals the largest, the numbers are the same in all these runs.",
+        seeds,
         "",
         "| largest | smallest | test |",
         "| ---: | ---: | --- |",
