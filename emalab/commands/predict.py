@@ -92,12 +92,13 @@ def run(
     if data:
         check_spec(data)
     from emalab.commands.evaluate import load_to_score, views_to_score
+    from emalab.fusion import fuse_batch_norm
     from emalab.progress import progress_bar
 
     model, recipe = load_to_score(checkpoint, output_stride, allow_code)
     spec = _spec_of(checkpoint, model, data, recipe)
     views, side = views_to_score(recipe, scales, flip, window, overlap), max_side
-    labeler = _Labeler(model.to(own_device(device)), spec, out, confidence, probabilities, side, views)
+    labeler = _Labeler(fuse_batch_norm(model).to(own_device(device)), spec, out, confidence, probabilities, side, views)
     failed = 0
     for photograph in progress_bar(found.photographs, "predicting", unit="file", disable=len(found.photographs) == 1):
         failed += not labeler.label(photograph)

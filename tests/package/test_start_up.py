@@ -13,6 +13,7 @@ from pathlib import Path
 
 import benchmark_start_up
 import pytest
+from benchmark_start_up import Seconds
 from PIL import Image
 from waiting import HANGS
 
@@ -153,13 +154,21 @@ def test_the_benchmark_pairs_by_round() -> None:
     """A machine that is ten times slower in one round changes no ratio."""
     calls = 0
 
-    def clock(arguments: Sequence[str]) -> float:
+    def clock(arguments: Sequence[str]) -> Seconds:
         nonlocal calls
-        slowdown = 10.0 if calls // len(benchmark_start_up.processes()) == 2 else 1.0
+        slowdown = 10.0 if calls // len(benchmark_start_up.processes("")) == 2 else 1.0
         calls += 1
-        return slowdown * (4.0 if arguments == ["-c", "import torch"] else 1.0)
+        torch = arguments == ["-c", "import torch"]
+        return Seconds(slowdown * (4.0 if torch else 1.0), slowdown * (2.0 if torch else 1.5))
 
     seconds = benchmark_start_up.measure(3, clock)
-    assert seconds["from emalab import EMAU"] == [1.0, 10.0, 1.0]  # the first round is not counted
-    *_, last = benchmark_start_up.table(seconds).splitlines()
-    assert last.split() == ["emalab", "predict", "nope.jpg", "1.00", "0.25", "(0.25,", "0.25)"]
+    assert [times.wall for times in seconds["from emalab import EMAU"]] == [1.0, 10.0, 1.0]  # the first is not counted
+    *_, photograph, _, compared = benchmark_start_up.table(seconds).splitlines()
+    assert photograph.split() == ["emalab", "inspect", "PHOTO", "1.50", "1.00", "0.75", "(0.75,", "0.75)", "0.25"]
+    assert compared.split()[-5:] == ["1.00", "0.43", "(0.43,", "0.43)", "0.20"]  # 1.5 / (2 + 1.5), 1 / (4 + 1)
+
+
+def test_the_benchmark_times_processes() -> None:
+    seconds = benchmark_start_up.seconds_of(["-c", "sum(range(10**6))"])
+    assert 0 < seconds.cpu < HANGS
+    assert 0 < seconds.wall < HANGS
