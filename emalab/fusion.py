@@ -34,13 +34,17 @@ def fuse_batch_norm(model: _Network) -> _Network:
     for parent in model.modules():
         if isinstance(parent, _IN_ORDER):
             for (_, conv), (name, norm) in pairwise([*parent.named_children()]):
-                if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None:
-                    _fold(conv, norm)
+                if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and _fold(conv, norm):
                     setattr(parent, name, nn.Identity())
     return model
 
 
-def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> bool:
+    """Change ``conv`` into both; False where ``norm`` uses the statistics of each batch."""
+    mean, variance = norm.running_mean, norm.running_var
+    if mean is None or variance is None:
+        return False
     conv.weight, conv.bias = fuse_conv_bn_weights(
-        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        conv.weight, conv.bias, mean, variance, norm.eps, norm.weight, norm.bias
     )
+    return True
