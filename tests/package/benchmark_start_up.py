@@ -80,10 +80,10 @@ def seconds_of(arguments: Sequence[str]) -> Seconds:
     return Seconds(wall, used)
 
 
-def measure(rounds: int, clock: Clock = seconds_of) -> dict[str, list[Seconds]]:
-    """Seconds of every process in every round, after a round that fills the caches of files."""
+def measure(rounds: int, clock: Clock = seconds_of, names: Sequence[str] = ()) -> dict[str, list[Seconds]]:
+    """Seconds of every process, or of those named, in every round, after one that fills the caches of files."""
     with tempfile.TemporaryDirectory() as folder:
-        lines = processes(folder)
+        lines = {name: arguments for name, arguments in processes(folder).items() if not names or name in names}
         measured = [{name: clock(arguments) for name, arguments in lines.items()} for _ in range(rounds + 1)]
     return {name: [times[name] for times in measured[1:]] for name in lines}
 
@@ -142,8 +142,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, help="also write all rounds to this JSON file")
+    parser.add_argument("--photograph", action="store_true", help="only what a photograph is compared with")
     arguments = parser.parse_args()
-    seconds = measure(arguments.rounds)
+    names = (BASE, "from emalab import Segmenter", "from emalab import train", PREDICT, INSPECT, NETWORK)
+    seconds = measure(arguments.rounds, names=names if arguments.photograph else ())
     print(table(seconds))
     if arguments.out:
         write(arguments.out, seconds)
