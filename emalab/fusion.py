@@ -21,8 +21,9 @@ _IN_ORDER = (nn.Sequential, EfficientNetLite2, SeparableBlock, InvertedResidual)
 def fuse_batch_norm(model: _Network) -> _Network:
     """Fold running statistics, scale and shift of batch norm into convolutions, in place; logits change by rounding.
 
-    The shipped network then takes a quarter less time on a CPU. Scores that are published come from networks as they
-    were trained.
+    The shipped network then takes a quarter less CPU time, and gives every pixel of scikit-image's photographs the same
+    label. (In bfloat16 1.6 % of the labels change, so nothing here uses it.) Scores that are published come from
+    networks as they were trained.
 
     Args:
         model: in evaluation mode. Afterwards it can no longer be trained, nor its tensors be saved as its recipe's.
