@@ -308,7 +308,8 @@ def methods() -> Styler:
     """All ways at the four sizes of `bench-cards-h200.json`."""
 
     def text(times: np.ndarray[Any, Any]) -> str:
-        return f"{np.median(times):#.3g} ({times.min():#.3g}–{times.max():#.3g})"
+        low, middle, high = (f"{time:#.2g}" for time in np.quantile(times, (0, 0.5, 1)))
+        return f"{middle}\N{NO-BREAK SPACE}({low}\N{EN DASH}\N{WORD JOINER}{high})"
 
     rows: list[dict[str, object]] = []
     fastest = []
@@ -318,20 +319,23 @@ def methods() -> Styler:
         fastest.append(len(rows) + list(of).index(least))
         for method, found in of.items():
             row: dict[str, object] = {
-                "images × N": f"{b} × {side}²",
+                "images × N": f"{b} × {side}²".replace(" ", "\N{NO-BREAK SPACE}"),
                 "method": ROUNDS[method],
             }
-            for key in ("called", "replayed"):
-                row[f"{key} / ms"] = text(found[key])
+            middle = float(np.median(found["replayed"]))
+            row["called / ms"] = text(found["called"])
+            row["replayed / ms"] = middle
+            row["apart / %"] = 100 * float(np.ptp(found["replayed"])) / middle
             floor = float(found["floor"])
             row["floor / ms"] = floor
-            row["reached"] = f"{floor / np.median(found['replayed']):.0%}"
+            row["reached"] = f"{floor / middle:.0%}"
             rows.append(row)
     caption = (
-        "C = 512, bfloat16, one H200: median of five rounds, with the lowest and the highest. Bold: the fastest when "
-        "replayed. Reached: floor over replayed time."
+        "C = 512, bfloat16, one H200: medians of five rounds. Called: with the lowest and the highest; replayed: how far "
+        "these are apart. Bold: the fastest when replayed. Reached: floor over replayed time."
     )
-    return tables.show(rows, caption, formats={"floor / ms": "{:.3f}"}, bold=fastest)
+    digits = {"replayed / ms": "{:#.3g}", "apart / %": "{:.1f}", "floor / ms": "{:.3f}"}
+    return tables.show(rows, caption, formats=digits, bold=fastest)
 
 
 def calls() -> Styler:
@@ -343,7 +347,7 @@ def calls() -> Styler:
         plan = make_plan(b, side**2, K, C, torch.bfloat16, PROCESSORS)
         rows.append(
             {
-                "images × N": f"{b} × {side}²",
+                "images × N": f"{b} × {side}²".replace(" ", "\N{NO-BREAK SPACE}"),
                 "launches": 1 if plan.one_launch else 2 * T + 1,
                 "host / ms": middle["host"],
                 "called / ms": middle["called"],
