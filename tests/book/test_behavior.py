@@ -1,4 +1,4 @@
-"""The records of the headlines are as old as they are: the code must still compute what it computed when they were made."""
+"""Records of headlines age with the code: it must still compute what it computed when they were made."""
 
 from __future__ import annotations
 
