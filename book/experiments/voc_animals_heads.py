@@ -166,9 +166,9 @@ def main(arguments: Arguments) -> None:
     started, gpus = time.monotonic(), visible_gpus()
 
     def run(study: Study, name: str) -> StudyFolder:
-        left = arguments.deadline_seconds and arguments.deadline_seconds - (
-            time.monotonic() - started
-        )
+        left = arguments.deadline_seconds
+        if left is not None:
+            left = max(left - (time.monotonic() - started), 0.0)
         options = StudyOptions(
             data_root=arguments.data_root or default_data_root(),
             accelerator="cuda" if gpus else "cpu",

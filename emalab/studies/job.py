@@ -55,6 +55,10 @@ class StudyOptions:
             raise ValueError(f"shard {index} of {count}: it must be one of 0 to {count - 1}")
         if self.processes < 0 or self.cores < 1:
             raise ValueError(f"{self.processes} processes on {self.cores} cores; take at least 0 on 1")
+        for name in ("deadline_seconds", "run_deadline_seconds", "seconds_per_run"):
+            seconds = getattr(self, name)
+            if seconds is not None and not seconds >= 0:
+                raise ValueError(f"{name} is {seconds}; it must be a number of seconds from 0 on")
 
 
 class Performer(Protocol):

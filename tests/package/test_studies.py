@@ -293,6 +293,12 @@ class TestRuns:
         with pytest.raises(ValueError, match="shard 3 of 3: it must be one of 0 to 2"):
             StudyOptions(shard=(3, 3))
 
+    @pytest.mark.parametrize("seconds", [-1.0, float("nan")])
+    @pytest.mark.parametrize("name", ["deadline_seconds", "run_deadline_seconds", "seconds_per_run"])
+    def test_seconds_are_not_negative(self, name: str, seconds: float) -> None:
+        with pytest.raises(ValueError, match=f"{name} is {seconds}; it must be a number of seconds from 0 on"):
+            replace(CPU, **{name: seconds})  # type: ignore[arg-type]
+
     def test_a_deadline_that_leaves_no_time(self, tmp_path: Path) -> None:
         study = tiny_study()
         outcome, _ = run_tiny(study, tmp_path, deadline_seconds=100.0, seconds_per_run=101.0)
