@@ -154,8 +154,16 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if scaler := state.get("scaler"):
             self.fabric.strategy.precision.load_state_dict(scaler)
-        self.iteration, self.best, self.seconds = state["iteration"], state["best"], state.get("seconds", 0.0)
+        self.iteration, self.seconds = state["iteration"], state.get("seconds", 0.0)
         self.run, self.changes = state.get("run", self.run), [*state.get("changes", []), *changes]
+        self.best = max(state["best"], self._best_kept())
+
+    def _best_kept(self) -> float:
+        """The score of best.pt, if it is this run's: last.pt is older than the final score of a run that goes on."""
+        if not self.folder.best.exists():
+            return -math.inf
+        _, state = load_training_state(self.folder.best)
+        return state["best"] if state.get("run") == self.run else -math.inf
 
     def _loader(self) -> Any:
         data, optim, fabric = self.recipe.data, self.recipe.optim, self.fabric

@@ -354,6 +354,16 @@ class TestBadFiles:
 
 
 class TestAtomicWriting:
+    def test_the_content_is_on_the_disk_before_the_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A loss of power between the two would otherwise leave an empty file in place of the last checkpoint."""
+        events: list[str] = []
+        fsync, rename = os.fsync, Path.replace
+        monkeypatch.setattr(os, "fsync", lambda number: (events.append("fsync"), fsync(number))[1])
+        monkeypatch.setattr(Path, "replace", lambda one, other: (events.append("rename"), rename(one, other))[1])
+        write_atomically(tmp_path / "a.txt", lambda temporary: temporary.write_text("whole", encoding="utf-8"))
+        assert events == ["fsync", "rename"]
+        assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "whole"
+
     def test_a_failure_leaves_the_old_file_and_no_other(self, tmp_path: Path) -> None:
         path = tmp_path / "file"
         path.write_text("old")

@@ -208,6 +208,17 @@ class TestRun:
         assert state["best"] == max(scores.values())
         assert state["iteration"] == max(scores, key=scores.__getitem__)
 
+    def test_a_resumed_run_remembers_the_best_score(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        given, evaluate = iter([0.2, 0.6, 0.4, 0.1]), Trainer.evaluate
+        monkeypatch.setattr(Trainer, "evaluate", lambda self: replace(evaluate(self), miou=next(given)))
+        recipe = tiny_recipe(optim={"iterations": 4})
+        recipe = replace(recipe, evaluation=replace(recipe.evaluation, every=2))
+        short_train(recipe, tmp_path)
+        short_train(replace(recipe, optim=replace(recipe.optim, iterations=8)), tmp_path, resume=True)
+        assert list(given) == []
+        _, state = load_training_state(tmp_path / "best.pt")
+        assert (state["iteration"], state["best"]) == (4, 0.6)
+
 
 def wait_before_step_50() -> None:
     """The training goes no further: however late a kill comes, it comes in time."""
