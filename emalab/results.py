@@ -84,15 +84,19 @@ def _version(package: str) -> str | None:
 
 
 def _command() -> dict[str, Any]:
-    """The running program and its arguments; "emalab" for the command line, a script by its path in the checkout."""
+    """The running program and its arguments; "emalab" for the command line, a script by its path in the checkout.
+
+    Of an absolute path only the last part is kept: records are published, and the folders above it are nobody's concern.
+    """
     if not sys.argv or not sys.argv[0]:
         return {"program": "python", "arguments": []}
+    arguments = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
     script = Path(sys.argv[0]).resolve()
     root = Path(__file__).resolve().parents[1]
     if script == root / "emalab" / "__main__.py" or script.stem == "emalab":
-        return {"program": "emalab", "arguments": sys.argv[1:]}
+        return {"program": "emalab", "arguments": arguments}
     program = script.relative_to(root).as_posix() if script.is_relative_to(root) else script.name
-    return {"program": program, "arguments": sys.argv[1:]}
+    return {"program": program, "arguments": arguments}
 
 
 def checksum(record: Mapping[str, Any]) -> str:

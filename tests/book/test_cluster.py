@@ -112,6 +112,7 @@ def test_flags_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
         raise _CalledError
 
     monkeypatch.setattr("emalab.trainer.train", train)
+    monkeypatch.setattr("emalab.commands.train.check_data", lambda name, root: None)  # there is no VOC here
     for script in (TRAIN, TORCHRUN):
         words = re.findall(r"emalab (train .*) &", script)[0].split()
         with pytest.raises(_CalledError):

@@ -116,6 +116,11 @@ def test_a_record_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
         assert re.fullmatch(r"\d\d:\d\d:\d\dZ", where["time"])
 
 
+def test_a_record_names_no_folder_of_the_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["heads.py", "--out", str(tmp_path / "heads"), "--data-root", "data/voc"])
+    assert results.environment(CPU)["arguments"] == ["--out", "heads", "--data-root", "data/voc"]
+
+
 def test_no_records(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no result record matches"):
         load_records(tmp_path)

@@ -1,5 +1,6 @@
 """What every conversion does: read .mat files, check values and sizes, write whole files, go on where it stopped."""
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
@@ -216,7 +217,7 @@ def test_an_interrupt_of_the_progress_bar_stops_the_work_too(monkeypatch, cancel
         yield next(results)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("emalab.data.conversion.tqdm", interrupted)
+    monkeypatch.setattr("emalab.data.conversion.progress_bar", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run_all(work, range(20), "naps", 1, progress=False)
     assert started in ([0], [0, 1])
@@ -226,7 +227,8 @@ def test_results_are_in_order():
     assert run_all(lambda i: i * i, range(20), "squares", 4, progress=False) == [i * i for i in range(20)]
 
 
-def test_progress_is_shown_when_asked_for(tmp_path, capsys):
+def test_progress_is_shown_when_asked_for(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     label_files(tmp_path, lambda name: constant(), ["a"], progress=True)
     assert "writing labels" in capsys.readouterr().err
     label_files(tmp_path, lambda name: constant(), ["b"])
