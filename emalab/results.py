@@ -86,7 +86,7 @@ def _version(package: str) -> str | None:
 def _command() -> dict[str, Any]:
     """The running program and its arguments; "emalab" for the command line, a script by its path in the checkout.
 
-    Of an absolute path only the last part is kept: records are published, and the folders above it are nobody's concern.
+    Of an absolute path only the last part is kept: records are published, folders of a machine are not.
     """
     if not sys.argv or not sys.argv[0]:
         return {"program": "python", "arguments": []}
