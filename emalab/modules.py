@@ -75,6 +75,9 @@ class EMAU(nn.Module):
     also maintains ``bases``, identically on every rank; evaluation leaves them alone. (Run under activation
     checkpointing, a training forward happens twice and so does its update.)
 
+    So a training forward is a collective operation where `torch.distributed` runs: all ranks must make equally many.
+    ``DistributedDataParallel.join()``, for ranks with fewer batches, stands in for DDP's own exchanges only.
+
     Example:
         >>> unit = EMAU(channels=512, num_bases=64)
         >>> unit(torch.rand(2, 512, 33, 33)).shape
