@@ -126,13 +126,15 @@ def headline_losses(tiny: bool = False) -> dict[str, list[float]]:
     names = list(HEADLINES)[:1] if tiny else list(HEADLINES)
     return {
         name: losses(
-            recipe_from_dict(_known_fields(Recipe, _record(HEADLINES[name])["recipe"]))
+            recipe_from_dict(
+                _known_fields(Recipe, read_headline(HEADLINES[name])["recipe"])
+            )
         )
         for name in names
     }
 
 
-def _record(path: str) -> dict[str, Any]:
+def read_headline(path: str) -> dict[str, Any]:
     return dict(json.loads((RESULTS / path).read_text(encoding="utf-8")))
 
 
@@ -158,7 +160,7 @@ def farthest(one: Mapping[str, list[float]], other: Mapping[str, list[float]]) -
 def main(arguments: Arguments) -> None:
     """Compute, compare with the commits of the headlines, and write the record."""
     found = headline_losses(arguments.tiny)
-    commits = sorted({_record(path)["commit"][:7] for path in HEADLINES.values()})
+    commits = sorted({read_headline(path)["commit"][:7] for path in HEADLINES.values()})
     record: dict[str, Any] = {
         "what": __doc__,
         "losses": found,

@@ -18,7 +18,7 @@ TOLERANCE = 1e-5
 
 @pytest.mark.parametrize("name", behavior.HEADLINES)
 def test_the_code_behaves_as_when_the_headlines_were_measured(name: str) -> None:
-    recipe = recipe_from_dict(behavior._record(behavior.HEADLINES[name])["recipe"])
+    recipe = recipe_from_dict(behavior.read_headline(behavior.HEADLINES[name])["recipe"])
     found = behavior.losses(recipe)
     assert found == pytest.approx(RECORD["losses"][name], rel=TOLERANCE), (
         f"the code no longer computes what the runs of {name} computed: run them again, or mend the change; then "
@@ -27,7 +27,7 @@ def test_the_code_behaves_as_when_the_headlines_were_measured(name: str) -> None
 
 
 def test_a_small_change_is_seen() -> None:
-    recipe = recipe_from_dict(behavior._record(behavior.HEADLINES["Cityscapes, EM"])["recipe"])
+    recipe = recipe_from_dict(behavior.read_headline(behavior.HEADLINES["Cityscapes, EM"])["recipe"])
     known = RECORD["losses"]["Cityscapes, EM"]
     ema = recipe.model.ema
     changed = (
@@ -41,7 +41,7 @@ def test_a_small_change_is_seen() -> None:
 
 
 def test_the_commits_of_all_headlines_were_compared() -> None:
-    commits = {behavior._record(path)["commit"][:7] for path in behavior.HEADLINES.values()}
+    commits = {behavior.read_headline(path)["commit"][:7] for path in behavior.HEADLINES.values()}
     assert RECORD["farthest"].keys() == commits
     # Of the oldest, which rounded normalized images to float32 in a float64 network too: see the record's program.
     assert max(RECORD["farthest"].values()) < 1e-3
