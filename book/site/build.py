@@ -6,6 +6,7 @@ All pages are rendered, whatever fails; a failed cell or a warning makes the exi
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -131,6 +132,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         sys.exit(main())
     except KeyboardInterrupt:

@@ -11,11 +11,13 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from jupyter_client.kernelspec import NATIVE_KERNEL_NAME
@@ -193,6 +195,8 @@ def break_off(cell: NotebookNode, error: Exception, log: Path) -> None:
 async def _execute(path: Path) -> Chapter:
     notebook = read(path)
     key, start = key_of(notebook), time.monotonic()
+    task = asyncio.current_task()
+    assert task is not None
     started: list[NotebookNode] = []
     client = NotebookClient(
         notebook,
@@ -208,6 +212,8 @@ async def _execute(path: Path) -> Chapter:
         try:
             await client.async_execute(env=environment(), stderr=said, stdout=said)
         except (CellTimeoutError, DeadKernelError) as error:
+            if task.cancelling():  # nbclient takes it for the death of the kernel
+                raise asyncio.CancelledError from error
             break_off(started[-1], error, log)
     return keep(path, notebook, key, time.monotonic() - start)
 
@@ -233,11 +239,42 @@ async def _execute_all(
         done(chapter)
         return chapter
 
-    return await asyncio.gather(*(one(path) for path in paths))
+    async with (
+        asyncio.TaskGroup() as group
+    ):  # waits for the end of all kernels, also when it is canceled
+        tasks = [group.create_task(one(path)) for path in paths]
+    return [task.result() for task in tasks]
 
 
 def execute_all(
     paths: Iterable[Path], workers: int, done: Callable[[Chapter], None]
 ) -> list[Chapter]:
     """Execute the chapters in that many kernels at a time, and call `done` with each as it ends."""
-    return asyncio.run(_execute_all(paths, 1 if is_full() else workers, done))
+    return _in_a_thread(_execute_all(paths, 1 if is_full() else workers, done))
+
+
+def _in_a_thread(main: Coroutine[Any, Any, list[Chapter]]) -> list[Chapter]:
+    """Run in another thread; what interrupts this one ends the kernels and is raised again.
+
+    In the main thread, every client of nbclient would take the signals and end no kernel but its own.
+    """
+    tasks: list[asyncio.Task[Any] | None] = []
+
+    async def noted() -> list[Chapter]:
+        tasks.append(asyncio.current_task())
+        return await main
+
+    with asyncio.Runner() as runner, ThreadPoolExecutor(1) as thread:
+        loop = runner.get_loop()
+        running = thread.submit(runner.run, noted())
+        try:
+            while not running.done():
+                wait([running], timeout=1)  # Windows takes Ctrl-C only between two
+        except BaseException:
+            # nbclient asks canceled kernels whether they live
+            loop.set_exception_handler(lambda loop, context: None)
+            for task in filter(None, tasks):
+                loop.call_soon_threadsafe(task.cancel)
+            wait([running])
+            raise
+        return running.result()

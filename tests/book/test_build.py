@@ -1,6 +1,8 @@
 """`make book` on a book of two pages: what a failed cell costs, what is executed again, and what is printed."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from typing import NamedTuple
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 TOC = "format: jb-book\nroot: book/index\nchapters: [{file: book/good}, {file: book/bad}]\n"
@@ -109,6 +112,35 @@ def test_log_has_a_line_a_chapter_and_no_warning_of_other_packages(failed: Built
     assert second.startswith("[ 2/2] ")
     assert rendering == "Rendering the pages."
     assert failed.errors == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_interrupted_build_says_so_and_leaves_no_kernel(number: signal.Signals, tmp_path: Path, book: Path) -> None:
+    root = tmp_path / "book"
+    shutil.copytree(book, root, ignore=shutil.ignore_patterns("_build"))
+    noted = "import os, pathlib, time\npathlib.Path(NAME + '.pid').write_text(str(os.getpid()))\ntime.sleep(300)"
+    for name in ("good", "bad"):
+        write(root / "book" / f"{name}.ipynb", name.title(), noted.replace("NAME", repr(name)))
+    command = [sys.executable, str(root / "book" / "site" / "build.py")]
+    # Shells start what runs in the background with SIGINT ignored.
+    started = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    kernels = [root / "book" / f"{name}.pid" for name in ("good", "bad")]
+    wait_until(lambda: all(file.exists() and file.read_text() for file in kernels[: os.cpu_count()]), started)
+    started.send_signal(number)
+    printed, _ = started.communicate(timeout=100)
+    assert started.returncode == 1
+    assert printed == "\nInterrupted. The next build goes on from the chapters that were finished.\n"
+    for file in filter(Path.exists, kernels):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(file.read_text()), 0)
+    assert not list((root / "_build").rglob("*.ipynb"))
 
 
 def test_unchanged_chapter_is_not_executed_again(book: Path, mended: Built) -> None:
