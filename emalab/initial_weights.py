@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from lightning_fabric import Fabric
 
 from emalab.checkpoints import CheckpointError, load_training_state
+from emalab.input_channels import adapt_inputs
 from emalab.options import run_folder
 from emalab.recipes import Recipe, recipe_names
 from emalab.segmenter import Segmenter, build_segmenter
@@ -16,7 +18,14 @@ from emalab.segmenter import Segmenter, build_segmenter
 __all__ = ["find_initial_weights", "initial_network", "load_initial_weights"]
 
 
-def initial_network(recipe: Recipe, fabric: Fabric, runs: Path, *, resumed: bool = False) -> Segmenter:
+def initial_network(
+    recipe: Recipe,
+    fabric: Fabric,
+    runs: Path,
+    *,
+    resumed: bool = False,
+    report: Callable[[str], object] = lambda line: None,
+) -> Segmenter:
     """The network of ``recipe`` on the CPU, in its precision and memory format.
 
     Args:
@@ -24,6 +33,7 @@ def initial_network(recipe: Recipe, fabric: Fabric, runs: Path, *, resumed: bool
         fabric: several processes on GPUs share the statistics of batch norm.
         runs: as in `find_initial_weights`.
         resumed: a checkpoint follows, so that no weights need to be found.
+        report: as in `load_initial_weights`.
 
     Raises:
         FileNotFoundError, CheckpointError: as in `find_initial_weights` and `load_initial_weights`.
@@ -33,7 +43,7 @@ def initial_network(recipe: Recipe, fabric: Fabric, runs: Path, *, resumed: bool
     model = build_segmenter(replace(config, backbone_weights=None) if start else config)
     model.config = config
     if start and not resumed:
-        load_initial_weights(model, find_initial_weights(recipe, runs))
+        load_initial_weights(model, find_initial_weights(recipe, runs), report=report)
     model = model.to(memory_format=torch.channels_last)
     if recipe.precision == "64-true":
         model = model.double()
@@ -74,26 +84,34 @@ def find_initial_weights(recipe: Recipe, runs: Path) -> str | Path:
     return path
 
 
-def load_initial_weights(model: Segmenter, path_or_name: str | Path) -> list[str]:
+def load_initial_weights(
+    model: Segmenter, path_or_name: str | Path, *, report: Callable[[str], object] = lambda line: None
+) -> list[str]:
     """Give ``model`` the weights, statistics and bases of a trained network, to go on from there with other data.
 
     Strict: both must have the same tensors. Where their numbers of classes differ, the tensors with a row for each
-    class keep the values they have.
+    class keep the values they have. Where their images have other channels, the first convolution is adapted as
+    `emalab.input_channels` says.
 
     Args:
         model: changed in place.
         path_or_name: as in `Segmenter.from_pretrained`.
+        report: takes a line where the first convolution is adapted.
 
     Returns:
         The names of the tensors that were left alone.
 
     Raises:
         FileNotFoundError, CheckpointError: as in `emalab.checkpoints.load_network`, and for a network that differs in
-            anything but the number of classes; the message names the first tensor that does.
+            anything but the numbers of classes and channels; the message names the first tensor that does.
     """
     # What the model at hand is made of has been imported already.
     source = Segmenter.from_pretrained(path_or_name, allow_code=(model.config.context.partition(":")[0],))
     theirs, ours = source.state_dict(), model.state_dict()
+    channels = (source.config.in_channels, model.config.in_channels)
+    if channels[0] != channels[1]:
+        theirs, names = adapt_inputs(theirs, ours, channels)
+        report(f"{' and '.join(names)} of {path_or_name} adapted from {channels[0]} channels to {channels[1]}")
     classes = (source.config.num_classes, model.config.num_classes)
 
     def classifies(key: str) -> bool:
@@ -106,7 +124,7 @@ def load_initial_weights(model: Segmenter, path_or_name: str | Path) -> list[str
         if shapes[0] != shapes[1] and key not in new:
             raise CheckpointError(
                 f"the weights in {path_or_name} are of another network: {key} is {shapes[0]} there and {shapes[1]} "
-                "here; only the number of classes may differ"
+                "here; only the numbers of classes and of channels may differ"
             )
     model.load_state_dict({key: value for key, value in theirs.items() if key not in new}, strict=False)
     return new

@@ -213,7 +213,7 @@ class Inside(NamedTuple):
 
 @torch.inference_mode()
 def look_inside(model: Segmenter, images: Tensor) -> Inside:
-    """Run a network with an `EMAU` on images (b, 3, H, W), as in `Segmenter`, and keep what the unit sees and makes.
+    """Run a network with an `EMAU` on images (b, i, H, W), as in `Segmenter`, and keep what the unit sees and makes.
 
     Raises:
         ValueError: a network without EM attention, or one in training mode, whose bases every look would move; or

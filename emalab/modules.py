@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -36,33 +37,44 @@ class Normalize(nn.Module):
     A training batch is moved as uint8, a quarter of the bytes of float32, and normalized on the GPU.
 
     Args:
-        mean: of each channel, in 0–1.
+        mean: of each of c channels, in 0–1.
         std: of each channel, in 0–1.
+
+    Attributes:
+        values: mean and std, as they were given.
+
+    Raises:
+        ValueError: another number of means than of deviations, or a deviation that is not above 0.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Triple = IMAGENET_MEAN, std: Triple = IMAGENET_STD) -> None:
+    def __init__(self, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD) -> None:
         super().__init__()
         if min(std) <= 0:
             raise ValueError(f"std is {std}; it must be above 0")
-        self._values = mean, std
+        if len(mean) != len(std):
+            raise ValueError(f"mean has {len(mean)} channels, std has {len(std)}")
+        self.values = tuple(mean), tuple(std)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Write the constants, which no file of weights holds, where a network was built without values."""
-        for name, values in zip(("mean", "std"), self._values, strict=True):
-            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+        for name, values in zip(("mean", "std"), self.values, strict=True):
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """uint8 (…, 3, h, w) → float32, or float64 in a network of that, of the same shape and memory format.
+        """uint8 (…, c, h, w) → float32, or float64 in a network of that, of the same shape and memory format.
 
         Raises:
             TypeError: the images are not uint8, so their range is unknown.
+            ValueError: another number of channels, which would be broadcast.
         """
         if images.dtype != torch.uint8:
             raise TypeError(f"Normalize takes uint8 images in 0–255, got {images.dtype}")
+        if images.ndim < 3 or images.shape[-3] != len(self.mean):
+            raise ValueError(f"Normalize takes images (…, {len(self.mean)}, h, w), got {tuple(images.shape)}")
         mean, std = self.mean.to(images.device), self.std.to(images.device)
         dtype = torch.promote_types(mean.dtype, torch.float32)
         return (images.to(dtype) / 255 - mean) / std

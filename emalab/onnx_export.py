@@ -25,10 +25,10 @@ _OPSET = 18
 
 
 def export_onnx(model: Segmenter, path: Path, metadata: Mapping[str, Any] | None = None) -> float:
-    """Write a network as ONNX: ``images`` (b, 3, h, w), uint8 RGB → ``logits`` (b, classes, h, w), float32.
+    """Write a network as ONNX: ``images`` (b, i, h, w), uint8 → ``logits`` (b, classes, h, w), float32.
 
-    b, h and w are free. Normalization is part of the graph. The file is run by onnxruntime on random images of `SIZES`
-    first, and kept only if its logits are those of the network.
+    b, h and w are free; i is the network's ``in_channels``, 3 for RGB. Normalization is part of the graph. The file is
+    run by onnxruntime on random images of `SIZES` first, and kept only if its logits are those of the network.
 
     The graph is traced, which needs no further package; torch's newer exporter needs onnxscript.
 
@@ -70,7 +70,7 @@ def _require_packages(path: Path) -> None:
 def _write_and_compare(model: Segmenter, path: Path, metadata: Mapping[str, Any] | None) -> float:
     import onnx
 
-    example = _images(SIZES[0])
+    example = _images(SIZES[0], model.config.in_channels)
     axes = {0: "batch", 2: "height", 3: "width"}
     with warnings.catch_warnings():  # of tracing, and of the exporter's age; what they warn of, the comparison finds
         warnings.simplefilter("ignore")
@@ -100,7 +100,7 @@ def _largest_difference(model: Segmenter, path: Path) -> float:
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     worst = 0.0
     for size in SIZES:
-        images = _images(size)
+        images = _images(size, model.config.in_channels)
         expected = model(images)
         try:
             (found,) = session.run(None, {"images": images.numpy()})
@@ -116,7 +116,7 @@ def _largest_difference(model: Segmenter, path: Path) -> float:
     return worst
 
 
-def _images(size: tuple[int, int, int]) -> torch.Tensor:
+def _images(size: tuple[int, int, int], channels: int) -> torch.Tensor:
     batch, height, width = size
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (batch, 3, height, width), generator=generator, dtype=torch.uint8)
+    return torch.randint(0, 256, (batch, channels, height, width), generator=generator, dtype=torch.uint8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,25 +14,27 @@ from emalab.backbones import build_backbone
 from emalab.checkpoints import load_network
 from emalab.contexts import build_context
 from emalab.fastops import upsample_bilinear
+from emalab.input_channels import refuse_channels
 from emalab.modules import ConvNormAct, Normalize
-from emalab.segmenter_config import EMAConfig, NonLocalConfig, SegmenterConfig
+from emalab.segmenter_config import SMALLEST_STD, EMAConfig, NonLocalConfig, SegmenterConfig
 from emalab.shipped import DEFAULT_WEIGHTS
 
 __all__ = ["DEFAULT_WEIGHTS", "EMAConfig", "NonLocalConfig", "Segmenter", "SegmenterConfig", "build_segmenter"]
 
 
-_LARGEST_NORMALIZED = 30.0  # of an image in [0, 1] less a mean, divided by a deviation of at least 1/30
+_LARGEST_NORMALIZED = 1 / SMALLEST_STD  # of an image in [0, 1] less a mean, divided by a deviation
 
 
 class Segmenter(nn.Module):
-    """A semantic segmentation network: images (b, 3, h, w) → logits (b, classes, h, w).
+    """A semantic segmentation network: images (b, i, h, w) → logits (b, classes, h, w).
 
-    Images are either uint8 RGB in 0–255, which the network normalizes as its backbone's weights expect, or floating
-    point and normalized already. Floating-point images in 0…1, as torchvision's ``to_dtype`` makes them, are neither.
+    Images have ``config.in_channels`` channels, 3 for RGB. They are either uint8 in 0–255, which the network normalizes
+    as its backbone's weights expect (or by ``config.channel_mean`` and ``channel_std``), or floating point and
+    normalized already. Floating-point images in 0…1, as torchvision's ``to_dtype`` makes them, are neither.
 
     Attributes:
         config: what it was built from.
-        normalize: uint8 RGB → floating point with the mean and standard deviation that the backbone expects.
+        normalize: uint8 → floating point, with the mean and standard deviation of each channel.
         reduction, context, classifier: the three parts of the head, each (b, c, h, w) → (b, c′, h, w). ``context`` is
             an `EMAU`, a `NonLocal2d` or an identity; or, with an identity for ``reduction``, torchvision's `ASPP`
             ("deeplab_v3") or `PyramidPooling` ("psp"), which reduce the channels themselves; or an object of your own
@@ -58,6 +60,7 @@ class Segmenter(nn.Module):
             config.backbone_weights,
             config.backbone_blocks,
             num_stages=2 if config.auxiliary_channels else 1,
+            in_channels=config.in_channels,
         )
         self.reduction, self.context, channels = build_context(config, self.backbone.channels)
         self.bottleneck: nn.Module | None = None
@@ -68,7 +71,7 @@ class Segmenter(nn.Module):
         self.auxiliary: nn.Module | None = None
         if config.auxiliary_channels:
             self.auxiliary = _fcn_head(config, self.backbone.stage_channels[-2], config.auxiliary_channels, 3)
-        self.normalize = Normalize(self.backbone.mean, self.backbone.std)
+        self.normalize = Normalize(*self._statistics())
         if config.batch_norm_momentum is not None:
             for module in self.modules():
                 if isinstance(module, nn.BatchNorm2d):
@@ -93,18 +96,18 @@ class Segmenter(nn.Module):
         return nn.ModuleList(part for part in parts if part is not None)
 
     def features(self, images: Tensor) -> Tensor:
-        """What the context module sees: (b, 3, h, w) → (b, channels, ⌈h/s⌉, ⌈w/s⌉)."""
+        """What the context module sees: (b, i, h, w) → (b, channels, ⌈h/s⌉, ⌈w/s⌉)."""
         return self.reduction(self.backbone(self._checked(images)))
 
     def coarse_logits(self, images: Tensor) -> Tensor:
-        """(b, 3, h, w) → logits (b, classes, ⌈h/s⌉, ⌈w/s⌉), not yet enlarged to the image."""
+        """(b, i, h, w) → logits (b, classes, ⌈h/s⌉, ⌈w/s⌉), not yet enlarged to the image."""
         return self._classify(self.backbone(self._checked(images)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(b, 3, h, w) → logits (b, classes, h, w).
+        """(b, i, h, w) → logits (b, classes, h, w).
 
         Args:
-            images: uint8 RGB in 0–255, which the network normalizes; or floating point from which the mean of the
+            images: uint8 in 0–255, which the network normalizes; or floating point from which the mean of the
                 backbone's weights was subtracted and which was divided by their standard deviation, about −3 to 3.
 
         Raises:
@@ -127,9 +130,20 @@ class Segmenter(nn.Module):
             logits.append(self.auxiliary(stages[-2]))
         return [self._enlarge(of_head, images) for of_head in logits]
 
+    def _statistics(self) -> tuple[Sequence[float], Sequence[float]]:
+        """Mean and deviation of each channel: the configuration's, or else the backbone's, averaged for other than RGB.
+
+        Training writes those of its images into the configuration.
+        """
+        config, (mean, std) = self.config, (self.backbone.mean, self.backbone.std)
+        if config.channel_mean:
+            return config.channel_mean, config.channel_std
+        if config.in_channels == 3:
+            return mean, std
+        return (sum(mean) / 3,) * config.in_channels, (sum(std) / 3,) * config.in_channels
+
     def _checked(self, images: Tensor) -> Tensor:
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"a Segmenter expects images (b, 3, h, w), got {tuple(images.shape)}")
+        refuse_channels(images, self.config.in_channels)
         if images.dtype == torch.uint8:
             images = self.normalize(images)
         elif not images.is_floating_point():

@@ -5,13 +5,17 @@ They need neither torch nor timm, so that a list of recipes comes at once.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from emalab.choices import Grad, MaintenanceName, NonLocalMode, Norm, Renormalize
 
-__all__ = ["ContextName", "EMAConfig", "NonLocalConfig", "SegmenterConfig"]
+__all__ = ["SMALLEST_STD", "ContextName", "EMAConfig", "NonLocalConfig", "SegmenterConfig"]
+
+SMALLEST_STD = 1 / 30
+"""Smallest deviation of a channel, of the range 0–1, that a network divides by: a flat channel stays small."""
 
 ContextName = Literal["none", "non_local", "deeplab_v3", "psp", "ema"]
 
@@ -49,6 +53,13 @@ class SegmenterConfig:
 
     num_classes: int = 21
     """Classes that the network predicts, without the ignored label."""
+    in_channels: int = 3
+    """Channels of an image: 3 for RGB, 1 for grey, or as many as a multispectral image has bands."""
+    channel_mean: tuple[float, ...] = ()
+    """Mean of each channel in 0–1, which the network subtracts. By default that of the backbone's weights for 3
+    channels, and for others that of the images to train on."""
+    channel_std: tuple[float, ...] = ()
+    """Standard deviation of each channel in 0–1, by which the network divides; given together with channel_mean."""
     backbone: str = "resnet50"
     """A timm network, or "tiny" for generated scenes. Transformers serve at their own stride (model.output_stride)."""
     backbone_weights: str | None = None
@@ -84,6 +95,7 @@ class SegmenterConfig:
     def __post_init__(self) -> None:
         for name, value, most in (
             ("num_classes", self.num_classes, 2**16),
+            ("in_channels", self.in_channels, 1024),
             ("channels", self.channels, 2**16),
             ("head_channels", self.head_channels, 2**16),
             ("auxiliary_channels", self.auxiliary_channels, 2**16),
@@ -96,8 +108,23 @@ class SegmenterConfig:
         ):
             if value > most:
                 raise ValueError(f"{name} must be at most {most}, got {value}")
+        self._check_channels()
         if self.context not in get_args(ContextName) and not re.fullmatch(r"[\w.]+:\w+", str(self.context)):
             names = ", ".join(get_args(ContextName))
             raise ValueError(
                 f"context must be one of {names}, or a class of your own as module:Class; got {self.context!r}"
             )
+
+    def _check_channels(self) -> None:
+        if self.in_channels < 1:
+            raise ValueError(f"in_channels must be at least 1, got {self.in_channels}")
+        mean, std, count = self.channel_mean, self.channel_std, self.in_channels
+        if (mean or std) and not (len(mean) == len(std) == count):
+            raise ValueError(
+                f"channel_mean and channel_std must have a number for each of {count} channels; got {len(mean)} and "
+                f"{len(std)}"
+            )
+        if not all(0 <= value <= 1 for value in mean):
+            raise ValueError(f"channel_mean must be in 0–1, got {mean}")
+        if not all(SMALLEST_STD <= value < math.inf for value in std):
+            raise ValueError(f"channel_std must be at least {SMALLEST_STD:.3g} of the range 0–1, got {std}")

@@ -71,3 +71,8 @@ class DatasetSpec:
     def report_indices(self) -> tuple[int, ...]:
         """Labels that the headline score averages over, in the order of `report_classes`."""
         return tuple(self.classes.index(name) for name in self.report_classes or self.classes)
+
+
+def channels_in_words(channels: int) -> str:
+    """What images of so many channels are called: "RGB", "grey", or such as "of 4 channels"."""
+    return {1: "grey", 3: "RGB"}.get(channels, f"of {channels} channels")

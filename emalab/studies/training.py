@@ -199,7 +199,7 @@ def _as_scored(recipe: Recipe) -> tuple[SegmenterConfig, EvalConfig]:
 
 def _time_steps(trainer: Trainer) -> float:
     """Median duration of a training step on data that lie on the device; spoils the network, which has been scored."""
-    size = (trainer.recipe.optim.batch_size, 3, *trainer.recipe.data.crop_size)
+    size = (trainer.recipe.optim.batch_size, trainer.recipe.model.in_channels, *trainer.recipe.data.crop_size)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, size, generator=generator, dtype=torch.uint8).to(trainer.fabric.device)
     images = images.contiguous(memory_format=torch.channels_last)

@@ -58,7 +58,7 @@ class TestWeights:
     def test_of_another_network(self, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
         path, model = release(tmp_path, tiny_segmenter(seed=1)), tiny_segmenter(seed=2, **changes)
         before = {key: value.clone() for key, value in model.state_dict().items()}
-        with pytest.raises(CheckpointError, match=f"another network: {message}; only the number of classes may"):
+        with pytest.raises(CheckpointError, match=f"another network: {message}; only the numbers of classes and"):
             load_initial_weights(model, path)
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 

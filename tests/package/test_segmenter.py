@@ -152,7 +152,7 @@ def test_seed_decides_the_weights() -> None:
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 1, 8, 8), (1, 8, 8, 3)], ids=str)
 def test_images_of_another_shape(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"expects images \(b, 3, h, w\), got \("):
+    with pytest.raises(ValueError, match=r"expects images \(b, 3, h, w\), RGB; got \("):
         tiny_segmenter()(random_images(*shape))
 
 
