@@ -5,6 +5,7 @@ distortion of the colors. Everything random is drawn from torch's global generat
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torchvision.transforms.v2 import functional as F
 
 from emalab.data.dataset import Sample
 from emalab.data.tensors import as_image, as_mask
-from emalab.modules import IMAGENET_MEAN, Triple
+from emalab.modules import IMAGENET_MEAN
 
 
 class TrainTransform(nn.Module):
@@ -31,7 +32,9 @@ class TrainTransform(nn.Module):
         flip: probability of a mirror image.
         photometric: strength of the color distortion, 0 for none. Brightness, contrast and saturation change by
             factors in 1 ± strength, hue by up to strength/10 of a full turn; 0.5 is DeepLab's and mmseg's usual one.
-        mean_fill: RGB in 0–1 of the padding; with the mean of `Normalize`, padding is 0 for the network.
+            Images of other than three channels have no saturation and no hue: brightness and contrast change.
+        mean_fill: value in 0–1 of each of c channels in the padding; with the mean of `Normalize`, padding is 0 for the
+            network.
         ignore_index: label of the padding.
 
     Raises:
@@ -45,7 +48,7 @@ class TrainTransform(nn.Module):
         scale_steps: float | None = None,
         flip: float = 0.5,
         photometric: float = 0.0,
-        mean_fill: Triple = IMAGENET_MEAN,
+        mean_fill: Sequence[float] = IMAGENET_MEAN,
         ignore_index: int = 255,
     ) -> None:
         super().__init__()
@@ -60,7 +63,7 @@ class TrainTransform(nn.Module):
         if not 0 <= photometric <= 1:
             raise ValueError(f"photometric is {photometric}; it must be in 0–1")
         if not all(0 <= value <= 1 for value in mean_fill):
-            raise ValueError(f"mean_fill is {mean_fill}; it is a color in 0–1")
+            raise ValueError(f"mean_fill is {mean_fill}; it must have values in 0–1")
         self.crop_size = crop_size
         self.scale_range = scale_range
         self.scale_steps = scale_steps
@@ -70,7 +73,7 @@ class TrainTransform(nn.Module):
         self.fill = torch.tensor([round(255 * value) for value in mean_fill], dtype=torch.uint8)
 
     def forward(self, sample: Sample) -> Sample:
-        """uint8 image (3, h, w) and mask (h, w) -> the same kinds, of `crop_size`."""
+        """uint8 image (c, h, w) and mask (h, w) -> the same kinds, of `crop_size`."""
         image, mask = sample.image.as_subclass(Tensor), sample.mask.as_subclass(Tensor)
         scale = self._draw_scale()
         rows, columns = (
@@ -83,7 +86,8 @@ class TrainTransform(nn.Module):
         # Exact nearest: plain "nearest" rounds down, half a pixel off the image.
         mask = F.resize(mask[None], size, InterpolationMode.NEAREST_EXACT)[0]
         if self.photometric > 0:
-            image = distort_colors(image, self.photometric)
+            distort = distort_colors if len(image) == 3 else distort_bands
+            image = distort(image, self.photometric)
 
         image_crop = self.fill[:, None, None].repeat(1, *self.crop_size)
         mask_crop = torch.full(self.crop_size, self.ignore_index, dtype=torch.uint8)
@@ -126,7 +130,7 @@ def _draw_window(length: int, crop: int, scale: float) -> _Window:
 
 
 def _resize_image(image: Tensor, size: list[int]) -> Tensor:
-    """Bilinear with antialiasing, uint8 (3, h, w) -> uint8 (3, *size)."""
+    """Bilinear with antialiasing, uint8 (c, h, w) -> uint8 (c, *size)."""
     if size[1] == 1:  # torch's uint8 kernel returns garbage for images that become one pixel wide
         return F.resize(image.float(), size, InterpolationMode.BILINEAR, antialias=True).round().to(torch.uint8)
     return F.resize(image, size, InterpolationMode.BILINEAR, antialias=True)
@@ -174,3 +178,29 @@ def adjust_colors(image: Tensor, brightness: float, contrast: float, saturation:
     matrix = brightness * contrast * (_YIQ_TO_RGB @ turn @ chroma @ _RGB_TO_YIQ)
     offset = brightness * (1 - contrast) * mean_luma + 0.5  # + 0.5: the conversion to uint8 rounds down
     return torch.addmm(offset, matrix, pixels).clamp_(0, 255).to(torch.uint8).reshape(image.shape)
+
+
+def distort_bands(image: Tensor, strength: float) -> Tensor:
+    """Random brightness and contrast, one factor of each in 1 ± strength for all channels: uint8 (c, h, w) -> same."""
+    brightness, contrast = torch.empty(2).uniform_(1 - strength, 1 + strength).tolist()
+    return adjust_bands(image, brightness, contrast)
+
+
+def adjust_bands(image: Tensor, brightness: float, contrast: float) -> Tensor:
+    """Scale the contrast of each channel about its mean, then the brightness of all.
+
+    Bands of one image differ in level, unlike the channels of a photograph, so that each keeps its own mean.
+
+    Args:
+        image: uint8 (c, h, w).
+        brightness: factor; 1 leaves the image as it is. So for contrast.
+        contrast: factor.
+
+    Returns:
+        uint8 (c, h, w), rounded, and clamped once at the end.
+    """
+    pixels = image.float()
+    mean = image.sum(dim=(1, 2), keepdim=True) / max(
+        image[0].numel(), 1
+    )  # of integers: exact for any number of threads
+    return (brightness * (mean + contrast * (pixels - mean)) + 0.5).clamp_(0, 255).to(torch.uint8)

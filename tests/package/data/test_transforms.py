@@ -7,7 +7,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from emalab.data import Sample
-from emalab.data.transforms import TrainTransform, adjust_colors
+from emalab.data.transforms import TrainTransform, adjust_bands, adjust_colors
 from emalab.modules import Normalize
 
 FILL = (1.0, 0.0, 1.0)  # a color that the ramp below has nowhere
@@ -240,3 +240,50 @@ def test_normalize_refuses_other_than_uint8():
         Normalize()(torch.rand(1, 3, 2, 2))
     with pytest.raises(ValueError, match="std"):
         Normalize(std=(1, 0, 1))
+
+
+class TestOtherChannels:
+    @staticmethod
+    def sample(count: int) -> Sample:
+        image = torch.from_numpy(np.random.default_rng(0).integers(60, 180, (count, 40, 50), dtype=np.uint8))
+        return Sample(tv_tensors.Image(image), tv_tensors.Mask(image[0] % 5), "bands")
+
+    @pytest.mark.parametrize("scale", [0.4, 1.0, 1.7])
+    @pytest.mark.parametrize("count", [1, 2, 4, 5, 13])
+    def test_each_is_treated_as_one_of_rgb(self, count, scale):
+        """Torch has several kernels for uint8, which it chooses by the number of channels; they round alike."""
+        sample = self.sample(count)
+        transform = TrainTransform((24, 30), (scale, scale), mean_fill=(0.4,) * count)
+        torch.manual_seed(1)
+        out = transform(sample)
+        assert out.image.shape == (count, 24, 30)
+        for channel in range(count):
+            grey = sample._replace(image=tv_tensors.Image(sample.image[channel].expand(3, 40, 50).contiguous()))
+            torch.manual_seed(1)
+            expected = TrainTransform((24, 30), (scale, scale), mean_fill=(0.4,) * 3)(grey)
+            assert (out.image[channel].int() - expected.image[0].int()).abs().max() <= 1
+            assert torch.equal(out.mask, expected.mask)
+
+    def test_padding_is_each_channels_own(self):
+        transform = TrainTransform((90, 90), (0.5, 0.5), photometric=0.5, mean_fill=(0.0, 0.2, 0.4, 1.0))
+        out = transform(self.sample(4))
+        padding = out.mask == 255
+        assert padding.any()
+        assert [out.image[channel][padding].unique().tolist() for channel in range(4)] == [[0], [51], [102], [255]]
+
+    @pytest.mark.parametrize("count", [1, 4])
+    def test_contrast_keeps_the_mean_of_each_and_brightness_scales_it(self, count):
+        image = self.sample(count).image.as_subclass(torch.Tensor)
+        assert torch.equal(adjust_bands(image, 1, 1), image)
+        means = image.float().mean(dim=(1, 2))
+        changed = adjust_bands(image, 1.25, 0.5).float()
+        torch.testing.assert_close(changed.mean(dim=(1, 2)), 1.25 * means, rtol=0, atol=0.1)
+        deviation = 1.25 * 0.5 * image.float().std(dim=(1, 2))
+        torch.testing.assert_close(changed.std(dim=(1, 2)), deviation, rtol=0.01, atol=0)
+
+    def test_photometric_distorts_all_alike(self):
+        image = torch.full((5, 30, 30), 100, dtype=torch.uint8)
+        sample = Sample(tv_tensors.Image(image), tv_tensors.Mask(image[0]), "flat")
+        out = TrainTransform((30, 30), (1, 1), photometric=0.5, mean_fill=(0.5,) * 5)(sample)
+        assert len(out.image.unique()) == 1
+        assert not torch.equal(out.image, sample.image)
