@@ -40,8 +40,11 @@ __all__ = [
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that are opened, by PIL's names; AVIF where PIL was built with it."""
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2", ".avif")
-"""Endings of the files that count as photographs in a folder, in lower case."""
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".jp2", ".avif"),
+    ".npy",  # numpy's arrays (h, w, c), see `emalab.data.bands`
+)
+"""Endings of the files that count as images in a folder, in lower case."""
 
 MAX_PIXELS = 100_000_000
 """Pixels of the largest image that is opened: decoding takes 7 bytes of memory for each, here 0.7 GB."""
@@ -75,15 +78,20 @@ class Reading:
             None turns them, and refuses an image whose turn may or may not apply to its mask.
         bits: depth of grey images of more than 8 bits; None for that in the file.
         max_pixels: height × width of the largest image that is opened.
+        channels: of every image: 3 for RGB, 1 for grey, or as many as `emalab.data.bands` reads. None is RGB that also
+            takes a TIFF of four channels, without its fourth.
+        reason: why it is so many, for messages; such as "as classes.yaml says".
     """
 
     orientation: Orientation | None = "upright"
     bits: int | None = None
     max_pixels: int = MAX_PIXELS
+    channels: int | None = None
+    reason: str = ""
 
 
 class DecodedImage(NamedTuple):
-    """Pixels uint8 (h, w, 3), and the EXIF orientation that the file asks for, 1 for none."""
+    """Pixels uint8 (h, w, c), and the EXIF orientation that the file asks for, 1 for none."""
 
     pixels: np.ndarray
     turn: int
@@ -116,7 +124,7 @@ def open_image(
 
 
 def to_tensor(pixels: np.ndarray) -> tv_tensors.Image:
-    """uint8 (h, w, 3) as an image (3, h, w) that shares its memory."""
+    """uint8 (h, w, c) as an image (c, h, w) that shares its memory."""
     import torch  # here alone: an unreadable file must not wait for it
 
     return as_image(torch.from_numpy(pixels).permute(2, 0, 1))
@@ -138,7 +146,7 @@ def decode_rgb(
             strip = image.crop((0, top, width, min(top + rows, height)))
             brightest = max(brightest, _peak(strip, depth))
             view[top : top + rows] = _strip_to_rgb(strip, bits or depth, opacity)
-        _check_range(image.mode, rawmode, depth, bits, brightest)
+        check_range(image.mode, rawmode, depth, bits, brightest)
     return DecodedImage(pixels, turn)
 
 
@@ -187,13 +195,21 @@ def opened(
         several: take a file of several frames or pages, at its first.
     """
     is_image = isinstance(source, Image.Image)
-    name = f"{getattr(source, 'filename', '') or 'image'}" if is_image else str(source)
+    with (
+        named_errors(f"{getattr(source, 'filename', '') or 'image'}" if is_image else str(source)),
+        _keep(source) if isinstance(source, Image.Image) else _open_file(Path(source)) as image,
+    ):
+        check_pixels(*image.size, max_pixels)
+        if not (is_image or several):
+            _refuse_several(image)
+        yield image
+
+
+@contextmanager
+def named_errors(name: str) -> Iterator[None]:
+    """Whatever goes wrong in the body leaves as a DataError that names the file ``name``."""
     try:
-        with _keep(source) if isinstance(source, Image.Image) else _open_file(Path(source)) as image:
-            _check_pixels(image, max_pixels)
-            if not (is_image or several):
-                _refuse_several(image)
-            yield image
+        yield
     except _Refusal as error:
         raise UnreadableFileError(f"{name}: {error}") from None
     except DataError:
@@ -234,6 +250,18 @@ def _keep(image: Image.Image) -> Iterator[Image.Image]:
 
 
 def _open_file(path: Path) -> Image.Image:
+    check_file(path)
+    Image.init()
+    with _PIL_LIMIT:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # `check_pixels` has ours
+        try:
+            return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def check_file(path: Path) -> None:
+    """Inside `named_errors`: refuse what is no regular file, or an empty one."""
     status = path.stat()
     mode = status.st_mode
     if stat.S_ISDIR(mode):
@@ -242,13 +270,6 @@ def _open_file(path: Path) -> Image.Image:
         raise _Refusal("is a device, a pipe or a socket, not a file.")
     if not status.st_size:
         raise _Refusal("is empty, it has 0 bytes.")
-    Image.init()
-    with _PIL_LIMIT:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # `_check_pixels` has ours
-        try:
-            return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
 
 
 def _refuse_several(image: Image.Image) -> None:
@@ -282,8 +303,8 @@ def pages(image: TiffImageFile) -> list[int]:
     return found
 
 
-def _check_pixels(image: Image.Image, max_pixels: int) -> None:
-    width, height = image.size
+def check_pixels(width: int, height: int, max_pixels: int) -> None:
+    """Inside `named_errors`: refuse an image that is larger, or has no pixels."""
     if width * height > max_pixels:
         raise _Refusal(
             f"has {width}×{height} = {width * height / 1e6:.0f} megapixels; at most {max_pixels / 1e6:g} are opened. "
@@ -325,7 +346,7 @@ def _peak(strip: Image.Image, depth: int) -> int:
     return int(np.max(np.asarray(strip))) if depth > 8 or strip.mode == "I" else 0
 
 
-def _check_range(mode: str, rawmode: str, depth: int, bits: int | None, brightest: int) -> None:
+def check_range(mode: str, rawmode: str, depth: int, bits: int | None, brightest: int) -> None:
     """Refuse an image of 16 bits that would come out nearly black, or overflow, for want of its true depth."""
     way_out = "save it with 8 bits, scaled to 0–255"
     if mode == "I" or mode.startswith("I;16"):
