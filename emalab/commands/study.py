@@ -164,8 +164,16 @@ def _preregistration(study: Study) -> Sequence[str]:
     """The question and the test of a study that has them, and the seeds that it plans."""
     lines = [f"{what}: {text}" for what, text in (("question", study.question), ("test", study.test)) if text]
     if lines:
-        lines.append("planned seeds: " + ", ".join(f"{cell.label} {cell.seeds}" for cell in study.cells))
+        lines.append(f"planned seeds: {_seeds(study)}")
     return [*lines, ""] if lines else []
+
+
+def _seeds(study: Study) -> str:
+    """Seeds by cell; the number that most cells have stands for all that are not named."""
+    numbers = [cell.seeds for cell in study.cells]
+    usual = max(numbers, key=numbers.count)
+    others = ", ".join(f"{cell.label} {cell.seeds}" for cell in study.cells if cell.seeds != usual)
+    return f"{usual} for each cell" + (f", except {others}" if others else "")
 
 
 def _describe(study: Study, plan: Plan, workers: int) -> str:

@@ -588,10 +588,17 @@ class TestCommand:
         text = capsys.readouterr().out
         assert "frozen          seed 0 missing, 1 missing, 2 missing" in text
         assert "question: Do moving bases help?" in text
+        assert "planned seeds: 3 for each cell\n" in text
         assert "6 runs, 0 done, 6 missing: 3.0 minutes on 1 at a time" in text
         main(["study", small, *out, "--summary"])
         assert "0 of 6 runs have a record" in capsys.readouterr().out
         assert names(tmp_path) == [small]
+
+    def test_plan_names_the_cells_of_other_seeds(self, capsys: pytest.CaptureFixture[str], small: str) -> None:
+        more = "  K=4: {changes: {model.ema.num_bases: 4}, seeds: 5}\n"
+        Path(small).write_text(Path(small).read_text() + more)
+        main(["study", small, "--accelerator", "cpu", "--dry-run"])
+        assert "planned seeds: 3 for each cell, except K=4 5\n" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
         ("words", "message"),
