@@ -57,12 +57,15 @@ def compile_plan(
     """Bytes of shared memory, registers of a thread and bytes spilled, of the kernel with all its phases.
 
     Raises:
-        ImportError: Triton is not installed.
+        ImportError: Triton is not installed, or older than 3.6.
     """
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.backends.nvidia.compiler import get_ptxas
-    from triton.compiler import ASTSource
+    try:
+        import triton
+        from triton.backends.compiler import GPUTarget
+        from triton.backends.nvidia.compiler import get_ptxas
+        from triton.compiler import ASTSource
+    except ImportError as error:
+        raise ImportError("the kernel needs Triton 3.6 or newer") from error
 
     from emalab.kernels._triton import ALL, em_kernel
 

@@ -35,6 +35,8 @@ def test_help_says_what_it_does(program: ModuleType, capsys: pytest.CaptureFixtu
 
 
 def test_tiny_mode_makes_a_record(program: ModuleType, tmp_path: Path) -> None:
+    if program.__name__.endswith("kernel_targets"):
+        pytest.importorskip("triton", minversion="3.6", reason="Triton compiles the kernel")
     out = tmp_path / "record"
     if program.__name__.endswith("landing_figure"):
         out = out.with_suffix(".jpg")
