@@ -1,4 +1,4 @@
-"""How a training step runs: eagerly, compiled, or replayed from a CUDA graph."""
+"""How a training step runs: eagerly, compiled, or replayed from a CUDA graph; whole or in micro-batches."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from emalab.accumulation import one_update_of_bases
 from emalab.losses import SegmentationLoss
 from emalab.recipes import Recipe
 from emalab.segmenter import Segmenter
@@ -55,7 +56,7 @@ def _forget_graph(step: weakref.ref[TrainingStep]) -> None:
 
 
 class Execution:
-    """Runs the forward pass of a step in the way that the recipe names.
+    """Runs forward and backward of a step in the way that the recipe names.
 
     Attributes:
         module: the step as Fabric wraps it.
@@ -63,12 +64,15 @@ class Execution:
     """
 
     def __init__(self, fabric: Fabric, recipe: Recipe, step: TrainingStep, optimizer: torch.optim.Optimizer) -> None:
-        self._fabric, self._recipe = fabric, recipe
+        self._fabric, self._recipe, self._step = fabric, recipe, step
+        self._parts = recipe.optim.accumulate_grad_batches
         on_gpu = fabric.device.type == "cuda"
         wrapped: Any = step
         if recipe.execution == "compile":
-            # In graphs, because the host falls behind kernels so short; not with what other ranks must answer.
-            wrapped = torch.compile(step, options={"triton.cudagraphs": on_gpu and fabric.world_size == 1})
+            # In graphs, because the host falls behind kernels so short; not with what other ranks must answer, nor
+            # where gradients of one replay must outlive the next.
+            alone = fabric.world_size == 1 and self._parts == 1
+            wrapped = torch.compile(step, options={"triton.cudagraphs": on_gpu and alone})
         self.module, self.optimizer = fabric.setup(wrapped, optimizer)
         self._to_record = recipe.execution == "cuda_graph" and on_gpu
 
@@ -79,16 +83,44 @@ class Execution:
             images = torch.zeros(size, dtype=torch.uint8, device=self._fabric.device)
             self._record(images.contiguous(memory_format=torch.channels_last), images[:, 0].clone())
 
-    def __call__(self, images: Tensor, masks: Tensor) -> Tensor:
-        """The loss of a batch that lies on the device, averaged over pixels as the recipe says."""
+    def backward(self, images: Tensor, masks: Tensor) -> Tensor:
+        """Add up gradients of the mean loss of a batch that lies on the device, and return that loss.
+
+        The batch passes in as many micro-batches as the recipe says. What the loss is divided by is that of the whole
+        batch, and so is the update of the bases; batch norm normalizes each micro-batch by itself.
+        """
         if self._to_record:
             self._record(images, masks)
-        total, divisor, per_image = self.module(images, masks)
+        if self._parts == 1:
+            return self._backward(images, masks, len(images), None)
+        divisor, losses = self._divisor_of(masks), []
+        with one_update_of_bases(self._step.model):
+            for part, batch in enumerate(zip(images.chunk(self._parts), masks.chunk(self._parts), strict=True), 1):
+                with self._fabric.no_backward_sync(self.module, enabled=part < self._parts):
+                    losses.append(self._backward(*batch, len(images), divisor))
+        return torch.stack(losses).sum()
+
+    def _divisor_of(self, masks: Tensor) -> Tensor | None:
+        """What all micro-batches of a batch divide by, from its labels (b, h, w); None if that is their size."""
         if self._recipe.optim.loss_average == "all":
-            return total / masks.numel() + per_image
-        # The same divisor on every rank, so that DDP's mean of gradients is that of the whole batch.
+            return None
+        return self._mean_over_ranks(self._step.loss.divisor(masks))
+
+    def _backward(self, images: Tensor, masks: Tensor, whole: int, divisor: Tensor | None) -> Tensor:
+        """Gradients of what a micro-batch adds to the mean loss of a batch of ``whole`` images; and that part."""
+        total, own, per_image = self.module(images, masks)
+        if self._recipe.optim.loss_average == "all":
+            loss = total / (masks[0].numel() * whole) + per_image * (len(images) / whole)
+        else:
+            divisor = self._mean_over_ranks(own) if divisor is None else divisor
+            loss = total / divisor.where(divisor > 0, 1) + per_image * (len(images) / whole)
+        self._fabric.backward(loss)
+        return loss.detach()
+
+    def _mean_over_ranks(self, divisor: Tensor) -> Tensor:
+        """The same divisor on every rank, so that DDP's mean of gradients is that of the whole batch."""
         mean: Any = self._fabric.all_reduce(divisor.float(), reduce_op="mean")
-        return total / mean.where(mean > 0, 1) + per_image
+        return mean
 
     def _record(self, images: Tensor, masks: Tensor) -> None:
         with self._uncached_autocast():

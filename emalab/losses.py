@@ -66,6 +66,18 @@ class SegmentationLoss(nn.Module):
         dice = config.dice_weight * soft_dice(logits, targets, labeled) if config.dice_weight else nothing
         return LossTerms(losses.sum(), weights.sum(), dice)
 
+    def divisor(self, masks: Tensor) -> Tensor:
+        """The ``divisor`` of `forward`, from labels (b, h, w) alone.
+
+        With class weights and hard pixels together it depends on the logits; for those it is not this.
+        """
+        labeled = masks != self.ignore_index
+        if self.config.hardest < 1:
+            return _number_of_hardest(labeled, self.config.hardest).sum()
+        if self.class_weights is None:
+            return labeled.sum()
+        return (self.class_weights[masks.long().where(labeled, 0)] * labeled).sum()
+
 
 def hardest_pixels(losses: Tensor, labeled: Tensor, part: float) -> Tensor:
     """Which labeled pixels of an image are among the ``part`` with the largest loss: (b, h, w), bool.
@@ -74,9 +86,13 @@ def hardest_pixels(losses: Tensor, labeled: Tensor, part: float) -> Tensor:
     """
     of_images, valid = losses.detach().flatten(1), labeled.flatten(1)
     order = of_images.masked_fill(~valid, -1).argsort(dim=1, descending=True, stable=True)
-    count = (part * valid.sum(1, keepdim=True)).ceil()
-    first = torch.arange(order.shape[1], device=order.device) < count
+    first = torch.arange(order.shape[1], device=order.device) < _number_of_hardest(labeled, part)[:, None]
     return torch.zeros_like(valid).scatter(1, order, first).view_as(labeled)
+
+
+def _number_of_hardest(labeled: Tensor, part: float) -> Tensor:
+    """Of each image, (b,), rounded up."""
+    return (part * labeled.flatten(1).sum(1)).ceil()
 
 
 def soft_dice(logits: Tensor, targets: Tensor, labeled: Tensor) -> Tensor:

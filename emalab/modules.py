@@ -85,7 +85,8 @@ class EMAU(nn.Module):
 
     1×1 conv → EM attention → ReLU → 1×1 conv and batch norm → add the input → ReLU. In training mode each forward pass
     also maintains ``bases``, identically on every rank; evaluation leaves them alone. (Run under activation
-    checkpointing, a training forward happens twice and so does its update.)
+    checkpointing, a training forward happens twice and so does its update. If you accumulate gradients over several
+    forwards, `emalab.accumulation.one_update_of_bases` has them count as one batch.)
 
     So a training forward is a collective operation where `torch.distributed` runs: all ranks must make equally many.
     ``DistributedDataParallel.join()``, for ranks with fewer batches, stands in for DDP's own exchanges only.
@@ -183,12 +184,13 @@ class EMAU(nn.Module):
         """(b, c, h, w) → (b, c, h, w)."""
         attended = attend(*self._start(features), self._settings(relu=True))
         if self.training:
-            self._maintain(attended.bases)
+            self.maintain(attended.bases)
         context = rearrange(attended.reconstruction, "b (h w) c -> b c h w", h=features.shape[-2])
         return F.relu(features + self.conv_out(context))
 
     @torch.no_grad()
-    def _maintain(self, batch_bases: Tensor) -> None:
+    def maintain(self, batch_bases: Tensor) -> None:
+        """Update the stored bases with those of a batch, (b, k, c); each training forward does so itself."""
         updated = self.maintenance.update(self.bases, batch_bases.detach())
         if updated is not None:
             self.bases.copy_(updated)

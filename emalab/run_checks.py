@@ -36,9 +36,16 @@ def check_run(recipe: Recipe, fabric: Fabric, train_data: LabeledImages, eval_da
     if recipe.execution == "compile":
         _require_compiler()
         _warn_of_several_gpus(fabric)
-    if recipe.optim.batch_size % fabric.world_size:
+    parts = recipe.optim.accumulate_grad_batches
+    if recipe.optim.batch_size % (fabric.world_size * parts):
         raise ValueError(
             f"optim.batch_size {recipe.optim.batch_size} cannot be shared equally by {fabric.world_size} processes"
+            + (f" with {parts} micro-batches each (optim.accumulate_grad_batches)" if parts > 1 else "")
+        )
+    if parts > 1 and recipe.execution == "cuda_graph" and fabric.device.type == "cuda":
+        raise ValueError(
+            f"execution 'cuda_graph' overwrites the gradients of one micro-batch with those of the next; for "
+            f"optim.accumulate_grad_batches {parts} take --execution eager or compile"
         )
     if recipe.precision == "16-mixed" and fabric.device.type == "cpu":
         raise ValueError("precision 16-mixed needs a GPU; take bf16-mixed or 32-true on a CPU")

@@ -308,16 +308,15 @@ class Trainer:
             group["lr"] = group["lr_factor"] * poly_lr(self.iteration, config)
         images = images.to(self.fabric.device, non_blocking=True, memory_format=torch.channels_last)
         masks = masks.to(self.fabric.device, non_blocking=True)
-        loss = self._execution(images, masks)
         self.optimizer.zero_grad(set_to_none=True)
-        self.fabric.backward(loss)
+        loss = self._execution.backward(images, masks)
         if config.clip_norm is not None:
             self.fabric.clip_gradients(
                 self._execution.module, self.optimizer, max_norm=config.clip_norm, error_if_nonfinite=False
             )
         self.optimizer.step()
         self.iteration += 1
-        return loss.detach()
+        return loss
 
     def evaluate(self, views: Views | None = None) -> SegmentationScores:
         """Score the network as it is now on the recipe's evaluation split, under the recipe's precision and stride.

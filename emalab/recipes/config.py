@@ -109,7 +109,10 @@ class OptimConfig:
     iterations: int = 30_000
     """Optimizer steps in all."""
     batch_size: int = 16
-    """Images per step, over all ranks together."""
+    """Images per step, over all ranks and micro-batches together."""
+    accumulate_grad_batches: int = 1
+    """Micro-batches into which each rank divides its images of a step, to save memory; their gradients are added up.
+    Loss, bases and schedule are those of the whole step; batch norm normalizes each micro-batch separately."""
     clip_norm: float | None = None
     """Largest L2 norm of the whole gradient; none for no clipping."""
     loss: LossConfig = field(default_factory=LossConfig)
@@ -195,6 +198,7 @@ class Recipe:
             "data.crop_size": min(data.crop_size),
             "optim.iterations": optim.iterations,
             "optim.lr_hold": optim.lr_hold,
+            "optim.accumulate_grad_batches": optim.accumulate_grad_batches,
             "evaluation.batch_size": evaluation.batch_size,
             "evaluation.window": min(evaluation.window or (1, 1)),
         }
@@ -244,11 +248,30 @@ class Recipe:
                 f"recipe {self.name}: optim.loss.class_weights has {len(weights)} numbers for {classes} classes; give "
                 "one for each"
             )
-        if self.optim.batch_size < 2 and not self.optim.freeze_batch_norm:
-            raise ValueError(
-                f"recipe {self.name}: optim.batch_size {self.optim.batch_size} is too small for batch norm; "
-                "take at least 2 or set optim.freeze_batch_norm"
-            )
+        _check_batches(self.name, optim)
+
+
+def _check_batches(name: str, optim: OptimConfig) -> None:
+    """Refuse a number of images that batch norm or the micro-batches of a step cannot do with."""
+    size, parts = optim.batch_size, optim.accumulate_grad_batches
+    if size % parts:
+        raise ValueError(
+            f"recipe {name}: optim.batch_size {size} cannot be divided into optim.accumulate_grad_batches {parts} "
+            "micro-batches of one size"
+        )
+    if size // parts < 2 and not optim.freeze_batch_norm:
+        smaller = f" in {parts} micro-batches" if parts > 1 else ""
+        raise ValueError(
+            f"recipe {name}: optim.batch_size {size}{smaller} is too small for batch norm; "
+            f"take at least {2 * parts} or set optim.freeze_batch_norm"
+        )
+    loss = optim.loss
+    if parts > 1 and loss.class_weights and loss.hardest < 1 and optim.loss_average == "valid":
+        raise ValueError(
+            f"recipe {name}: with optim.accumulate_grad_batches {parts}, optim.loss.class_weights and "
+            "optim.loss.hardest do not combine, because what to divide by is known only after the last micro-batch; "
+            "set optim.loss_average to all, or leave one of them out"
+        )
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:

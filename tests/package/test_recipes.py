@@ -128,6 +128,7 @@ def test_a_recipe_from_before_a_field_existed() -> None:
     for section, name in (
         ("optim", "bias_lr_factor"),
         ("optim", "lr_hold"),
+        ("optim", "accumulate_grad_batches"),
         ("model", "batch_norm_momentum"),
         ("model", "backbone_blocks"),
         ("model", "concat_input"),
