@@ -12,13 +12,15 @@ from torch.utils.data import Subset
 
 from emalab.data import LabeledImages, Sample
 from emalab.data.loader import ReadingLoader
+from emalab.data.names import is_folder_name
+from emalab.data.spec import channels_of
 from emalab.inference import predict_labels
 from emalab.metrics import SegmentationMetric, SegmentationScores
 from emalab.progress import progress_bar
 from emalab.segmenter import Segmenter
 from emalab.views import Views
 
-__all__ = ["check_classes", "evaluate", "share_of_rank"]
+__all__ = ["check_channels", "check_classes", "evaluate", "share_of_rank"]
 
 
 @torch.inference_mode()
@@ -49,7 +51,7 @@ def evaluate(
         model: evaluated on the device that its weights are on, in evaluation mode whatever mode it is in (restored
             afterwards). Autocast, if wanted, is the caller's; `Segmenter.with_output_stride` is the way to another
             stride than that of training.
-        dataset: a split of a benchmark with the network's number of classes.
+        dataset: a split of a benchmark with the network's numbers of classes and channels.
         scales: factors of an image's size to average over; ``(1.0,)`` is single scale.
         flip: average over mirrored images too.
         views: instead of ``scales`` and ``flip``, all that `Views` can say: sliding windows for large images as well.
@@ -58,10 +60,11 @@ def evaluate(
         progress: show a bar, or lines where standard error is no terminal.
 
     Raises:
-        ValueError: another number of classes, a batch size below 1, an empty split, or ``views`` beside ``scales`` or
-            ``flip``.
+        ValueError: another number of classes or channels, a batch size below 1, an empty split, or ``views`` beside
+            ``scales`` or ``flip``.
     """
     check_classes(model.config.num_classes, dataset)
+    check_channels(model.config.in_channels, dataset)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     if views is not None and (tuple(scales) != (1.0,) or flip):
@@ -92,6 +95,19 @@ def check_classes(num_classes: int, dataset: LabeledImages) -> None:
         raise ValueError(f"the split of {dataset.spec.name} has no images")
 
 
+def check_channels(in_channels: int, dataset: LabeledImages) -> None:
+    """Refuse, with a `ValueError`, images of another number of channels than the network takes."""
+    found, name = dataset.spec.channels, dataset.spec.name
+    if in_channels == found:
+        return
+    way_out = f"set model.in_channels to {found}"
+    if is_folder_name(name):
+        way_out += f", or write channels: {in_channels} into its classes.yaml if its files have them"
+    raise ValueError(
+        f"the network takes images with {channels_of(in_channels)}, those of {name} have {found}; {way_out}"
+    )
+
+
 def share_of_rank(length: int) -> range:
     """Every world-size-th of ``length`` indices, from this rank's on; all of them without a process group."""
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -101,7 +117,7 @@ def share_of_rank(length: int) -> range:
 def _batches_of_one_size(
     dataset: LabeledImages, batch_size: int, num_workers: int, progress: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """This rank's images and masks, (b, 3, h, w) and (b, h, w), gathered by size as they arrive."""
+    """This rank's images and masks, (b, c, h, w) and (b, h, w), gathered by size as they arrive."""
     share = share_of_rank(len(dataset))
     loader = ReadingLoader(Subset(dataset, share), num_workers, batch_size=None)
     waiting: dict[torch.Size, list[Sample]] = defaultdict(list)

@@ -79,7 +79,11 @@ class Execution:
     def prepare(self) -> None:
         """Record the graph, where there is to be one, before a loader's thread that calls CUDA could spoil it."""
         if self._to_record:
-            size = (self._recipe.optim.batch_size // self._fabric.world_size, 3, *self._recipe.data.crop_size)
+            size = (
+                self._recipe.optim.batch_size // self._fabric.world_size,
+                self._recipe.model.in_channels,
+                *self._recipe.data.crop_size,
+            )
             images = torch.zeros(size, dtype=torch.uint8, device=self._fabric.device)
             self._record(images.contiguous(memory_format=torch.channels_last), images[:, 0].clone())
 

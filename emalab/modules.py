@@ -73,8 +73,9 @@ class Normalize(nn.Module):
         """
         if images.dtype != torch.uint8:
             raise TypeError(f"Normalize takes uint8 images in 0–255, got {images.dtype}")
-        if images.ndim < 3 or images.shape[-3] != len(self.mean):
-            raise ValueError(f"Normalize takes images (…, {len(self.mean)}, h, w), got {tuple(images.shape)}")
+        channels = len(self.values[0])
+        if images.ndim < 3 or images.shape[-3] != channels:
+            raise ValueError(f"Normalize takes images (…, {channels}, h, w), got {tuple(images.shape)}")
         mean, std = self.mean.to(images.device), self.std.to(images.device)
         dtype = torch.promote_types(mean.dtype, torch.float32)
         return (images.to(dtype) / 255 - mean) / std

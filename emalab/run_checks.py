@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 
 from emalab.data import LabeledImages
 from emalab.data.dataset import data_identity
-from emalab.evaluation import check_classes
+from emalab.evaluation import check_channels, check_classes
 from emalab.processes import of_all_ranks
 from emalab.recipes import Recipe, recipe_from_dict, recipe_to_dict
 
@@ -31,6 +31,7 @@ def check_run(recipe: Recipe, fabric: Fabric, train_data: LabeledImages, eval_da
         raise ValueError(f"the processes of this run read different data as {recipe.data.name}; give all the same")
     for data in (train_data, eval_data):
         check_classes(recipe.model.num_classes, data)
+        check_channels(recipe.model.in_channels, data)
         if not _has_labels(data):
             raise ValueError(f"every pixel of a split of {data.spec.name} is ignored; there is nothing to learn")
     if recipe.execution == "compile":

@@ -30,7 +30,7 @@ from emalab.data.coco_stuff import COCO_STUFF_10K, COCO_STUFF_164K, IDS
 from emalab.data.errors import DataError
 from emalab.data.loader import ReadingLoader
 from emalab.data.voc import VOC
-from emalab.evaluation import check_classes, share_of_rank
+from emalab.evaluation import check_channels, check_classes, share_of_rank
 from emalab.files import write_atomically
 from emalab.inference import predict_labels
 from emalab.progress import progress_bar
@@ -74,9 +74,10 @@ def write_submission(
 
     Raises:
         DataError: an image that cannot be read; for COCO-Stuff, one without a number in its name, or no pycocotools.
-        ValueError: another number of classes, or no images.
+        ValueError: another number of classes or channels, or no images.
     """
     check_classes(model.config.num_classes, dataset)
+    check_channels(model.config.in_channels, dataset)
     spec, device, was_training = dataset.spec, model.normalize.mean.device, model.training
     voc, stuff = spec.name == VOC.name, spec.name in (COCO_STUFF_10K.name, COCO_STUFF_164K.name)
     folder = out / (f"results/VOC2012/Segmentation/comp6_{split}_cls" if voc else "labels")

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from emalab.channel_statistics import with_statistics
 from emalab.checkpoints import CheckpointError, load_training_state, save_training_state, tensors_checksum
 from emalab.data import LabeledImages, load_dataset
 from emalab.data.dataset import data_identity
@@ -123,12 +124,16 @@ class Trainer:
         self.folder.refuse_another_run(options.resume)
         if self.fabric.is_global_zero:
             self.folder.refuse_if_held()
+        report = print if options.progress and self.fabric.is_global_zero else _say_nothing
+        recipe = self.recipe = with_statistics(
+            recipe, self.train_data, self.last, out.parent, report=report, progress=options.progress
+        )
         self._identity = data_identity(self.train_data)
         self.iteration, self.best, self.seconds, self.changes = 0, -math.inf, 0.0, list[str]()
         self._started, self._window = time.perf_counter(), Window(recipe.optim.batch_size)
         # Now: the source may change while a long run goes on, and nothing after the last step may fail.
         self.origin, self.run = find_origin(self.fabric.device, options.commit), uuid.uuid4().hex
-        self.model = initial_network(recipe, self.fabric, out.parent, resumed=self.last.exists())
+        self.model = initial_network(recipe, self.fabric, out.parent, resumed=self.last.exists(), report=report)
         self.out.mkdir(parents=True, exist_ok=True)
         loss = SegmentationLoss(recipe.optim.loss, self.train_data.spec.ignore_index)
         step = TrainingStep(self.model, loss, recipe.optim.auxiliary_weight)
@@ -143,7 +148,8 @@ class Trainer:
     # Set-up
 
     def _split(self, split: str) -> LabeledImages:
-        return load_dataset(self.recipe.data.name, split, self.options.data_root, self.recipe.data.scenes)
+        data, grey = self.recipe.data, self.recipe.model.in_channels == 1
+        return load_dataset(data.name, split, self.options.data_root, data.scenes, grey=grey)
 
     def _resume(self) -> None:
         recipe, state = load_training_state(self.last)
@@ -173,7 +179,7 @@ class Trainer:
             data.scale_step,
             data.flip,
             data.photometric,
-            self.model.backbone.mean,
+            self.model.normalize.values[0],
             self.train_data.spec.ignore_index,
         )
         return training_loader(
@@ -300,7 +306,7 @@ class Trainer:
             log.write(self.iteration, **values)
 
     def step(self, images: Tensor, masks: Tensor) -> Tensor:
-        """One optimizer step on a batch of uint8 images (b, 3, h, w) and labels (b, h, w); returns the mean loss."""
+        """One optimizer step on a batch of uint8 images (b, c, h, w) and labels (b, h, w); returns the mean loss."""
         config = self.recipe.optim
         seed = np.random.SeedSequence((self.recipe.seed, self.iteration, self.fabric.global_rank))
         torch.manual_seed(int(seed.generate_state(1)[0]))  # dropout
@@ -436,3 +442,7 @@ class Trainer:
     def _lost(self) -> str:
         kept = f"; go on from {self.last} with --resume" if self.last.exists() else ""
         return f"another process of {self.recipe.name} ended at iteration {self.iteration}; its message says why{kept}"
+
+
+def _say_nothing(line: str) -> None:
+    pass

@@ -55,7 +55,8 @@ def run(
     from emalab.submission import write_submission
 
     model, recipe = load_to_score(checkpoint, output_stride, allow_code)
-    dataset = load_images(data or recipe.data.name, split, data_root or default_data_root())
+    name, root = data or recipe.data.name, data_root or default_data_root()
+    dataset = load_images(name, split, root, grey=model.config.in_channels == 1)
     with processes(device) as own_device:
         handed_in = write_submission(
             model.to(own_device),

@@ -192,14 +192,14 @@ def _as_bytes(values: np.ndarray, header: ImageHeader, bits: int | None) -> np.n
 
 def _luma(pixels: np.ndarray) -> np.ndarray:
     """RGB (h, w, 3) → (h, w, 1); grey stays as it is."""
-    return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+    return np.array(Image.fromarray(pixels).convert("L"))[..., None]
 
 
 def _why_others(found: int, how: Reading) -> str:
     wanted, reason = how.channels or 3, f", {how.reason}" if how.reason else ""
     have = f"has {found} channel{'s' * (found != 1)}"
     if wanted in (1, 3):
-        return f"{have}, and an image that is {channels_in_words(wanted)} is wanted{reason}."
+        return f"{have}, and {channels_in_words(wanted)} images are wanted{reason}."
     return f"{have}, and {wanted} are wanted{reason}."
 
 

@@ -76,7 +76,12 @@ def get_spec(name: str) -> DatasetSpec:
 
 
 def load_dataset(
-    name: str, split: str, root: Path | str | None = None, scenes: SceneSettings | None = None
+    name: str,
+    split: str,
+    root: Path | str | None = None,
+    scenes: SceneSettings | None = None,
+    *,
+    grey: bool = False,
 ) -> LabeledImages:
     """The samples of one split, read from the disk as they are asked for.
 
@@ -92,6 +97,7 @@ def load_dataset(
         root: the folder that contains the unpacked releases (`camvid/`, `VOCdevkit/`, `coco/`); unused for
             generated data and for folders of one's own.
         scenes: settings of generated scenes that are not to have their defaults.
+        grey: read the photographs of a folder of one's own as grey, in one channel.
 
     Raises:
         DataError: no such name, split or root, the root does not hold the list of this split, or settings of scenes
@@ -101,20 +107,25 @@ def load_dataset(
     if split_and_part(split)[0] in spec.unlabeled_splits:
         reason = "not in its masks/" if is_folder_name(name) else "not published"
         raise DataError(f"the labels of {name}'s {split} are {reason}; `emalab submit` predicts them")
-    return _load(name, split, spec.splits, root, scenes)
+    return _load(name, split, spec.splits, root, scenes, grey)
 
 
-def load_images(name: str, split: str, root: Path | str | None = None) -> LabeledImages:
+def load_images(name: str, split: str, root: Path | str | None = None, *, grey: bool = False) -> LabeledImages:
     """Like `load_dataset`, for those who want no labels: also the splits whose labels are not published.
 
     Ask the result for `image(index)`, not for a sample.
     """
     spec = get_spec(name)
-    return _load(name, split, spec.splits + spec.unlabeled_splits, root)
+    return _load(name, split, spec.splits + spec.unlabeled_splits, root, grey=grey)
 
 
 def _load(
-    name: str, split: str, splits: tuple[str, ...], root: Path | str | None, scenes: SceneSettings | None = None
+    name: str,
+    split: str,
+    splits: tuple[str, ...],
+    root: Path | str | None,
+    scenes: SceneSettings | None = None,
+    grey: bool = False,
 ) -> LabeledImages:
     whole, part = split_and_part(split)
     if whole not in splits:
@@ -126,11 +137,11 @@ def _load(
                 f"leave it out, or take {' or '.join(SCENES)}"
             )
         return part_of(ShapesDataset(scenes_of(name, scenes), whole), part)
-    return part_of(_entry(name).build(whole, None if root is None else Path(root)), part)
+    return part_of(_entry(name, grey).build(whole, None if root is None else Path(root)), part)
 
 
-def _entry(name: str) -> DatasetEntry:
+def _entry(name: str, grey: bool = False) -> DatasetEntry:
     check_name(name)
     if is_folder_name(name):
-        return DatasetEntry(folder_spec(name), lambda split, _: load_folder(name, split))
+        return DatasetEntry(folder_spec(name), lambda split, _: load_folder(name, split, grey=grey))
     return DATASETS[name]

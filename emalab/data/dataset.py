@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch.utils.data import Dataset
 
+from emalab.data.bands import decode_image
 from emalab.data.errors import OrientationError, SizeMismatchError
-from emalab.data.images import DecodedImage, Reading, decode_rgb, to_tensor, turn_in_words, turned
+from emalab.data.images import DecodedImage, Reading, to_tensor, turn_in_words, turned
 from emalab.data.masks import StoredMask, lookup_table, read_stored, to_labels
 from emalab.data.spec import Color, DatasetSpec
 
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 class Sample(NamedTuple):
     """One image and its labels.
 
-    `image` is uint8 RGB (3, h, w), `mask` is uint8 labels (h, w) with 255 where ignored, `name` identifies the
-    image within its data set (the stem of its file).
+    `image` is uint8 (c, h, w), RGB for c = 3; `mask` is uint8 labels (h, w) with 255 where ignored; `name` identifies
+    the image within its data set (the stem of its file).
     """
 
     image: tv_tensors.Image
@@ -134,11 +135,8 @@ class SegmentationDataset(LabeledImages):
         return self.names
 
     def decode_image(self, index: int) -> DecodedImage:
-        """The image of sample `index`, uint8 (h, w, 3), with the EXIF orientation of its file."""
-        how = self.reading
-        return decode_rgb(
-            self.pairs[index].image, max_pixels=how.max_pixels, bits=how.bits, upright=how.orientation != "stored"
-        )
+        """The image of sample `index`, uint8 (h, w, c), with the EXIF orientation of its file."""
+        return decode_image(self.pairs[index].image, self.reading)
 
     def read_mask(self, index: int) -> StoredMask:
         """What the label file of sample `index` holds, before it is translated."""
@@ -160,7 +158,7 @@ class SegmentationDataset(LabeledImages):
 
 
 def check_sizes(pair: FilePair, image: torch.Tensor, mask: torch.Tensor, turn: int = 1) -> None:
-    """Raise `SizeMismatchError` unless image (3, h, w) and mask (h, w) agree in height and width.
+    """Raise `SizeMismatchError` unless image (c, h, w) and mask (h, w) agree in height and width.
 
     Where only the EXIF orientation ``turn`` of the image stands between them, the message names it.
     """
@@ -172,6 +170,11 @@ def check_sizes(pair: FilePair, image: torch.Tensor, mask: torch.Tensor, turn: i
             f"{pair.mask}: labels are {mw}×{mh} but the image {pair.image} is {iw}×{ih} (width × height), as it is "
             f"{turn_in_words(turn)} by its EXIF orientation. If masks are drawn on the stored pixels, write "
             "orientation: stored into classes.yaml."
+        )
+    if pair.image.suffix.lower() == ".npy" and (mh, mw) in ((iw, image.shape[0]), (image.shape[0], iw)):
+        raise SizeMismatchError(
+            f"{pair.mask}: labels are {mw}×{mh} but the array {pair.image} is {iw}×{ih} (width × height) with "
+            f"{image.shape[0]} channels. Its axes must be height, width, channels: transpose it."
         )
     raise SizeMismatchError(
         f"{pair.mask}: labels are {mw}×{mh} but the image {pair.image} is {iw}×{ih} (width × height). "

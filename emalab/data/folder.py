@@ -1,6 +1,7 @@
 """Images and masks of one's own: a folder of them, and a few lines of YAML that say what the masks mean.
 
-The folder holds photographs of any size, and for each a mask under the same name and of the same size:
+The folder holds images of any size, and for each a mask under the same name and of the same size. Images are
+photographs, or have any number of channels as `emalab.data.bands` reads them: arrays in .npy files, and TIFFs.
 
     roofs/classes.yaml
     roofs/images/train/a.jpg    roofs/images/val/b.jpg
@@ -15,7 +16,8 @@ be predicted but not trained on. Without folders a fifth of the images is kept f
     colors: [[52, 58, 72], [165, 65, 55], [20, 110, 105]] # for figures, and for masks that are drawn in RGB
     ignore: 253                                           # neither trains nor counts: values or colors; else 255
     orientation: stored                                   # photographs have EXIF turns that masks were drawn without
-    bits: 12                                              # depth of grey photographs whose files do not state it
+    channels: 4                                           # of every image; by default that of the first with bands
+    bits: 12                                              # depth of images whose files do not state it
     max_megapixels: 200                                   # of the largest file that is opened; 100 by default
 
 Where commands and recipes take the name of a data set, they take `roofs/` or `roofs/classes.yaml`.
@@ -23,11 +25,21 @@ Where commands and recipes take the name of a data set, they take `roofs/` or `r
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+from emalab.data.bands import read_header
 from emalab.data.dataset import FilePair, SegmentationDataset
 from emalab.data.errors import DataError, MissingFileError
-from emalab.data.folder_files import Layout, find_layout, find_split, labeled_splits, listed, why_unlabeled
+from emalab.data.folder_files import (
+    Layout,
+    band_files,
+    find_layout,
+    find_split,
+    labeled_splits,
+    listed,
+    why_unlabeled,
+)
 from emalab.data.folder_labels import (
     CLASSES_FILE,
     IGNORED,
@@ -36,7 +48,8 @@ from emalab.data.folder_labels import (
     folder_of,
     read_labels,
 )
-from emalab.data.spec import DatasetSpec
+from emalab.data.images import Reading
+from emalab.data.spec import DatasetSpec, channels_of
 from emalab.data.voc import voc_palette
 
 __all__ = ["CLASSES_FILE", "FolderLabels", "folder_notes", "folder_of", "folder_spec", "load_folder", "read_labels"]
@@ -71,10 +84,14 @@ def folder_spec(root: Path | str, labels: FolderLabels | None = None) -> Dataset
         source=f"images and masks in {folder}",
         ignore_index=IGNORED,
         unlabeled_splits=tuple(split for split in layout.splits if split not in labeled),
+        channels=_reading(folder, labels).channels or 3,
+        bits=labels.bits,
     )
 
 
-def load_folder(root: Path | str, split: str, labels: FolderLabels | None = None) -> SegmentationDataset:
+def load_folder(
+    root: Path | str, split: str, labels: FolderLabels | None = None, *, grey: bool = False
+) -> SegmentationDataset:
     """The samples of one split, sorted by name.
 
     That every image has a mask is looked at now; what the files hold, when they are read (`emalab data check` reads
@@ -84,6 +101,7 @@ def load_folder(root: Path | str, split: str, labels: FolderLabels | None = None
         root: the folder, or its `classes.yaml`.
         split: a folder in `images/`; where `masks/` has none of this name, only `image(index)` can be asked for.
         labels: what the masks mean; by default what `classes.yaml` says.
+        grey: read photographs as grey, in one channel, unless `labels` has `channels`.
 
     Raises:
         DataError: as `folder_spec`; no such split, no images in it, an image without a mask, or two files of one name.
@@ -96,14 +114,35 @@ def load_folder(root: Path | str, split: str, labels: FolderLabels | None = None
     files = find_split(folder, layout, split, labeled=split in spec.splits)
     absent = folder / "masks" / ("" if layout.names else split)
     pairs = [FilePair(path, files.masks.get(name, absent / f"{name}.png")) for name, path in files.images.items()]
+    reading = _reading(folder, labels)
+    if grey and labels.channels is None and reading.channels in (None, 3):
+        spec, reading = replace(spec, channels=1), replace(reading, channels=1)
     return SegmentationDataset(
         spec,
         pairs,
         labels.label_of_value,
         labels.label_of_color if labels.colors else None,
-        labels.reading,
+        reading,
         list(files.images),
     )
+
+
+def _reading(folder: Path, labels: FolderLabels) -> Reading:
+    """How files become pixels: with the channels that are stated, or else with those of the first file with bands.
+
+    Three that are stated are RGB, also of a TIFF with a fourth, as those of photographs.
+    """
+    reading = labels.reading
+    if labels.channels is not None:
+        channels = None if labels.channels == 3 else labels.channels
+        return replace(reading, channels=channels, reason=f"as {CLASSES_FILE} says")
+    for path in band_files(folder):
+        try:
+            header = read_header(path, reading.max_pixels)
+        except DataError:
+            continue  # reported when its turn comes
+        return replace(reading, channels=header.channels, reason=f"as {path} has")
+    return reading
 
 
 def folder_notes(root: Path | str) -> list[str]:
@@ -111,7 +150,7 @@ def folder_notes(root: Path | str) -> list[str]:
     folder, labels = _open(Path(root), None)
     layout = find_layout(folder)
     labeled = labeled_splits(folder, layout)
-    notes = [*_label_notes(labels), *_layout_notes(layout)]
+    notes = [*_label_notes(labels), *_channel_notes(folder, labels), *_layout_notes(layout)]
     reported: set[Path] = set()
     for split in layout.splits:
         try:
@@ -135,6 +174,15 @@ def _label_notes(labels: FolderLabels) -> list[str]:
     if labels.ignore is None and IGNORED not in labels.stored_values:
         notes.append(f"{IGNORED} is taken for ignored")
     return notes
+
+
+def _channel_notes(folder: Path, labels: FolderLabels) -> list[str]:
+    reading = _reading(folder, labels)
+    if reading.channels in (None, 3):
+        return []
+    also = "; channels: 3 there would read RGB alone" if reading.channels == 4 and labels.channels is None else ""
+    unsaid = f", and {CLASSES_FILE} does not say otherwise{also}" if labels.channels is None else ""
+    return [f"images have {channels_of(reading.channels)}, {reading.reason}{unsaid}"]
 
 
 def _layout_notes(layout: Layout) -> list[str]:

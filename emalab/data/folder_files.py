@@ -27,6 +27,7 @@ from emalab.files import write_atomically
 __all__ = [
     "Layout",
     "SplitFiles",
+    "band_files",
     "find_layout",
     "find_split",
     "labeled_splits",
@@ -38,6 +39,7 @@ __all__ = [
 SPLITS_FOLDER = "splits"
 VAL_PART = 0.2  # of images without splits
 _MASK_ENDINGS = ("_mask", "-mask", "_masks", "_label", "-label", "_labels", "_gt", "_seg", "_segmentation")
+_BAND_SUFFIXES = (".npy", ".tif", ".tiff")
 _SHOWN = 5  # names that a message lists
 
 
@@ -225,6 +227,11 @@ def _by_name(folder: Path, suffixes: Sequence[str]) -> tuple[dict[str, Path], li
             )
         files[name] = path
     return dict(sorted(files.items())), others
+
+
+def band_files(folder: Path) -> list[Path]:
+    """The images of a folder that may have bands, by their endings, sorted."""
+    return [path for path in _walk(folder / "images") if path.suffix.lower() in _BAND_SUFFIXES and _is_image(path)]
 
 
 def _walk(folder: Path) -> list[Path]:

@@ -41,7 +41,9 @@ class FolderLabels:
             class.
         orientation: whether masks are drawn on the photographs as viewers show them ("upright") or on the pixels in
             their files ("stored"); None where no photograph has an EXIF orientation that makes a difference.
-        bits: depth of grey photographs of more than 8 bits, where their files do not state it.
+        bits: depth of grey photographs and of bands of more than 8 bits, where their files do not state it.
+        channels: of every image: 3 for RGB, 1 for grey, or as many as the bands of its files; None for the number that
+            the first file with bands has, and RGB where all are photographs.
         max_megapixels: size of the largest photograph and mask that is opened; None for 100.
 
     Raises:
@@ -55,6 +57,7 @@ class FolderLabels:
     orientation: Orientation | None = None
     bits: int | None = None
     max_megapixels: float | None = None
+    channels: int | None = None
 
     def __post_init__(self) -> None:
         self._check_names()
@@ -75,6 +78,8 @@ class FolderLabels:
             raise DataError(f"orientation is {self.orientation!r}; it must be upright or stored")
         if self.bits is not None and not (_is_value(self.bits) and 8 <= self.bits <= 16):
             raise DataError(f"bits is {self.bits!r}; it must be a whole number in 8–16")
+        if self.channels is not None and not (type(self.channels) is int and 1 <= self.channels <= 1024):
+            raise DataError(f"channels is {self.channels!r}; it must be a whole number in 1–1024")
         if self.max_megapixels is not None and not (_is_number(self.max_megapixels) and self.max_megapixels > 0):
             raise DataError(f"max_megapixels is {self.max_megapixels!r}; it must be a number above 0")
 
@@ -188,7 +193,7 @@ def read_labels(path: Path) -> FolderLabels:
             values=tuple(map(_frozen, content.get("values") or ())),
             colors=tuple(map(_frozen, content.get("colors") or ())),
             ignore=None if content["ignore"] is None else tuple(map(_frozen, content["ignore"])),
-            **{key: content[key] for key in ("orientation", "bits", "max_megapixels") if key in content},
+            **{key: content[key] for key in ("orientation", "bits", "max_megapixels", "channels") if key in content},
         )
     except DataError as error:
         raise DataError(f"{path}: {error}") from error

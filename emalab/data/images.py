@@ -81,6 +81,9 @@ class Reading:
         channels: of every image: 3 for RGB, 1 for grey, or as many as `emalab.data.bands` reads. None is RGB that also
             takes a TIFF of four channels, without its fourth.
         reason: why it is so many, for messages; such as "as classes.yaml says".
+
+    Raises:
+        ValueError: bits out of range.
     """
 
     orientation: Orientation | None = "upright"
@@ -88,6 +91,10 @@ class Reading:
     max_pixels: int = MAX_PIXELS
     channels: int | None = None
     reason: str = ""
+
+    def __post_init__(self) -> None:
+        if self.bits is not None and not 8 <= self.bits <= 16:
+            raise ValueError(f"bits is {self.bits}; it must be in 8–16")
 
 
 class DecodedImage(NamedTuple):

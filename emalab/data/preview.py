@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from emalab.data import LabeledImages
+from emalab.data.bands import viewable
 from emalab.data.spec import DatasetSpec
 from emalab.files import write_atomically
 
@@ -19,6 +20,8 @@ _IGNORED = np.array((224, 224, 192), np.uint8)  # VOC's color of ignored pixels
 
 def write_preview(dataset: LabeledImages, path: Path, count: int = 8) -> None:
     """Write ``count`` images, evenly from the data set, each beside its labels, as one picture.
+
+    Images of other than three channels are shown by the first three, or by the first one in grey.
 
     Raises:
         DataError: a file that cannot be read.
@@ -42,7 +45,7 @@ def _pair(dataset: LabeledImages, index: int) -> Image.Image:
     height, width = mask.shape
     scale = _SIDE / max(height, width)
     size = (max(round(width * scale), 1), max(round(height * scale), 1))
-    photo = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy())).resize(size)
+    photo = Image.fromarray(viewable(image.permute(1, 2, 0).numpy())).resize(size)
     labels = Image.fromarray(_colored(mask.numpy(), dataset.spec)).resize(size, Image.Resampling.NEAREST)
     row = Image.new("RGB", (2 * _SIDE, size[1]), "white")
     row.paste(photo, (0, 0))

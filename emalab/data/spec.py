@@ -21,6 +21,8 @@ class DatasetSpec:
         report_classes: classes that the headline score averages over; empty for all of them.
         split_sizes: published number of images of each split; empty where none is published.
         unlabeled_splits: names of the lists of images whose labels the benchmark keeps to itself.
+        channels: of every image: 3 for RGB, 1 for grey, or as many as there are bands.
+        bits: depth of images of more than 8 bits, where their files do not state it.
 
     Raises:
         ValueError: the fields contradict each other.
@@ -37,6 +39,8 @@ class DatasetSpec:
     report_classes: tuple[str, ...] = ()
     split_sizes: tuple[int, ...] = ()
     unlabeled_splits: tuple[str, ...] = ()
+    channels: int = 3
+    bits: int | None = None
 
     def __post_init__(self) -> None:
         def fail(reason: str) -> None:
@@ -76,3 +80,8 @@ class DatasetSpec:
 def channels_in_words(channels: int) -> str:
     """What images of so many channels are called: "RGB", "grey", or such as "of 4 channels"."""
     return {1: "grey", 3: "RGB"}.get(channels, f"of {channels} channels")
+
+
+def channels_of(count: int) -> str:
+    """Such as "4 channels"."""
+    return f"{count} channel{'s' * (count != 1)}"

@@ -16,7 +16,7 @@ __all__ = ["as_image", "as_mask"]
 
 
 def as_image(pixels: Tensor) -> tv_tensors.Image:
-    """RGB (3, h, w) as an image; memory is shared."""
+    """Channels (c, h, w) as an image; memory is shared."""
     from torchvision import tv_tensors
 
     return tv_tensors.Image(pixels)

@@ -18,10 +18,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from emalab.data import DataError, LabeledImages, get_spec, load_dataset
+from emalab.data.bands import read_header
 from emalab.data.dataset import SegmentationDataset
 from emalab.data.folder import CLASSES_FILE, folder_of
 from emalab.data.folder_files import find_layout, write_splits
-from emalab.data.images import opened
 from emalab.data.parts import Subset
 from emalab.data.propose import propose_labels
 from emalab.recipes.catalog import get_recipe
@@ -98,6 +98,7 @@ def recipe_for_folder(
         model=replace(
             base.model,
             num_classes=spec.num_classes,
+            in_channels=spec.channels,
             backbone_weights=None,
             output_stride=8 if min(crop) <= _SMALL else base.model.output_stride,
         ),
@@ -150,6 +151,7 @@ def describe_recipe(recipe: Recipe) -> list[tuple[str, str]]:
         ("train", f"{data.train_split}, {_images(len(train))}"),
         ("evaluation", f"{data.eval_split}, {_images(len(evaluation))}, {where}"),
         ("network", f"{recipe.init_from}, {spec.num_classes} classes anew"),
+        *([("channels", f"{spec.channels}, their mean and deviation from {data.train_split}")] * (spec.channels != 3)),
         (
             "crop",
             f"{height}×{width} pixels of images scaled by {low:g}–{high:g}",
@@ -183,10 +185,7 @@ def _sizes(data: LabeledImages) -> tuple[np.ndarray, np.ndarray]:
     whole = data.dataset if isinstance(data, Subset) else data
     assert isinstance(whole, SegmentationDataset)
     indices = np.linspace(0, len(whole) - 1, min(len(whole), _SIZED)).astype(int)
-    sizes = []
-    for index in indices:
-        with opened(whole.pairs[index].image, whole.reading.max_pixels) as image:
-            sizes.append(image.size)
+    sizes = [read_header(whole.pairs[index].image, whole.reading.max_pixels)[:2] for index in indices]
     widths, heights = np.array(sizes).T
     return heights, widths
 

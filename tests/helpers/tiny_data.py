@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tifffile
 from PIL import Image, TiffImagePlugin
 from pycocotools import mask as coco_mask
 from scipy.io import savemat
@@ -20,6 +21,19 @@ def save_image(path: Path, size: tuple[int, int] = SIZE, seed: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
+    return path
+
+
+def save_bands(path: Path, pixels: np.ndarray) -> Path:
+    """An array (h, w, c) as .npy, as a TIFF of bands, or, of one or three channels, as a photograph."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npy":
+        np.save(path, pixels)
+    elif pixels.shape[-1] in (1, 3):
+        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path)
+    elif path.suffix.lower() in (".tif", ".tiff"):
+        photometric = "rgb" if pixels.shape[-1] == 4 else "minisblack"
+        tifffile.imwrite(path, pixels, photometric=photometric, planarconfig="contig")
     return path
 
 

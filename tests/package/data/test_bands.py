@@ -167,17 +167,15 @@ class TestOtherCounts:
     @pytest.mark.parametrize("channels", [None, 3])
     def test_bands_where_rgb_is_wanted(self, channels: int | None, tmp_path: Path) -> None:
         for path in (save_npy(tmp_path / "a.npy", bands(5)), save_tiff(tmp_path / "a.tif", bands(5))):
-            refused(path, channels, "has 5 channels, and an image that is RGB is wanted")
+            refused(path, channels, "has 5 channels, and RGB images are wanted")
 
     def test_a_fourth_where_three_are_asked_for(self, tmp_path: Path) -> None:
-        refused(
-            save_tiff(tmp_path / "a.tif", bands(4), photometric="rgb"), 3, "has 4 channels, and an image that is RGB"
-        )
-        refused(save_tiff(tmp_path / "a.tif", bands(4)), None, "has 4 channels, and an image that is RGB")
+        refused(save_tiff(tmp_path / "a.tif", bands(4), photometric="rgb"), 3, "has 4 channels, and RGB images")
+        refused(save_tiff(tmp_path / "a.tif", bands(4)), None, "has 4 channels, and RGB images")
 
     def test_another_number_of_bands(self, tmp_path: Path) -> None:
         refused(save_npy(tmp_path / "a.npy", bands(1)), 5, r"has 1 channel, and 5 are wanted\.")
-        refused(save_npy(tmp_path / "a.npy", bands(2)), 1, r"has 2 channels, and an image that is grey is wanted\.")
+        refused(save_npy(tmp_path / "a.npy", bands(2)), 1, r"has 2 channels, and grey images are wanted\.")
 
     def test_pages_are_no_bands(self, tmp_path: Path) -> None:
         tifffile.imwrite(tmp_path / "a.tif", bands(5))  # without planarconfig it writes a page for each row

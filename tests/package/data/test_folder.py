@@ -1,14 +1,18 @@
 """A folder of one's own: what `classes.yaml` may say, both kinds of masks, and what can be wrong."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import ExifTags, Image
-from tiny_data import SIZE, random_labels, save_image, save_mask
+from tiny_data import SIZE, random_labels, save_bands, save_image, save_mask
 
 from emalab import get_recipe, train
+from emalab.channel_statistics import channel_statistics
 from emalab.checkpoints import CheckpointError
 from emalab.cli import main
 from emalab.data import DataError, get_spec, load_dataset, load_images, open_image
@@ -405,3 +409,109 @@ def test_a_folder_that_was_moved_is_the_same_data(root: Path):
     (again / "masks/train/b.png").rename(again / "masks/train/z.png")
     with pytest.raises(CheckpointError, match=r"was trained on other images or classes than .*again/ has now"):
         train(there, root.parent / "run", options)
+
+
+class TestChannels:
+    """Images of other than three: what the folder says, what its files have, and what does not fit."""
+
+    @staticmethod
+    def folder(root: Path, suffixes: Sequence[str], count: int = 4, yaml: str = "classes: [low, high]\n") -> Path:
+        """Images whose first channel decides the class, one for each suffix."""
+        for index, suffix in enumerate(suffixes):
+            pixels = np.random.default_rng(index).integers(0, 256, (*SIZE, count), dtype=np.uint8)
+            save_bands(root / f"images/train/{index}{suffix}", pixels)
+            save_mask(root / f"masks/train/{index}.png", pixels[..., 0] > 127)
+        root.joinpath("classes.yaml").write_text(yaml)
+        return root
+
+    @pytest.mark.parametrize("count", [2, 4, 5])
+    @pytest.mark.parametrize("suffixes", [[".npy", ".npy"], [".tif", ".TIFF"], [".npy", ".tif"]])
+    def test_are_those_of_the_files(self, suffixes: list[str], count: int, tmp_path: Path) -> None:
+        root = self.folder(tmp_path, suffixes, count)
+        data = load_dataset(f"{root}/", "train")
+        assert data.spec.channels == get_spec(f"{root}/").channels == count
+        image, mask, _ = data[1]
+        assert image.shape == (count, *SIZE)
+        assert torch.equal(mask, (image[0] > 127).to(torch.uint8))
+        report = check_dataset(f"{root}/", None)
+        assert report.ok
+        assert f"images have {count} channels, as {root}/images/train/0{suffixes[0]} has" in str(report)
+
+    def test_of_photographs_are_three(self, tmp_path: Path) -> None:
+        root = self.folder(tmp_path, [".png", ".tif"], 3)
+        assert get_spec(f"{root}/").channels == 3
+        assert "channels" not in str(check_dataset(f"{root}/", None))
+
+    def test_three_that_are_stated_are_rgb(self, tmp_path: Path) -> None:
+        root = self.folder(tmp_path, [".tif", ".png"], 4, "classes: [low, high]\nchannels: 3\n")
+        save_image(root / "images/train/1.png")
+        data = load_dataset(f"{root}/", "train")
+        assert [data[index].image.shape[0] for index in range(2)] == [3, 3]
+
+    @pytest.mark.parametrize(
+        ("other", "message"),
+        [
+            (".png", r"1\.png: is a photograph, and 4 channels are wanted, as \S+0\.tif has: a \.npy file"),
+            (".npy", r"1\.npy: has 5 channels, and 4 are wanted, as \S+0\.tif has\."),
+        ],
+    )
+    def test_a_mix_is_refused_by_name(self, other: str, message: str, tmp_path: Path) -> None:
+        root = self.folder(tmp_path, [".tif", other], 4)
+        if other == ".npy":
+            np.save(root / "images/train/1.npy", np.zeros((*SIZE, 5), np.uint8))
+        else:
+            save_image(root / "images/train/1.png")
+        (problem,) = check_dataset(f"{root}/", None).problems
+        assert re.search(message, problem.message)
+        with pytest.raises(DataError, match=message):
+            channel_statistics(load_dataset(f"{root}/", "train"))
+
+    def test_that_are_stated_hold_for_every_file(self, tmp_path: Path) -> None:
+        root = self.folder(tmp_path, [".npy"], 4, "classes: [low, high]\nchannels: 5\n")
+        assert get_spec(f"{root}/").channels == 5
+        with pytest.raises(DataError, match=r"has 4 channels, and 5 are wanted, as classes\.yaml says"):
+            load_dataset(f"{root}/", "train")[0]
+
+    @pytest.mark.parametrize("value", ["0", "1025", "4.0", "true", "rgb"])
+    def test_that_are_no_number(self, value: str, tmp_path: Path) -> None:
+        root = self.folder(tmp_path, [".npy"], 4, f"classes: [low, high]\nchannels: {value}\n")
+        with pytest.raises(DataError, match=r"channels is \S+; it must be a whole number in 1–1024"):
+            get_spec(f"{root}/")
+
+    def test_one_is_grey(self, tmp_path: Path) -> None:
+        root = self.folder(tmp_path, [".png", ".tif"], 1, "classes: [low, high]\nchannels: 1\n")
+        image, mask, _ = load_dataset(f"{root}/", "train")[0]
+        assert image.shape == (1, *SIZE)
+        assert torch.equal(mask, (image[0] > 127).to(torch.uint8))
+        assert "images have 1 channel, as classes.yaml says" in str(check_dataset(f"{root}/", None))
+
+    def test_the_network_may_ask_for_grey(self, tmp_path: Path) -> None:
+        root = self.folder(tmp_path, [".png", ".tif"], 1)
+        assert load_dataset(f"{root}/", "train").spec.channels == 3
+        data = load_dataset(f"{root}/", "train", grey=True)
+        assert (data.spec.channels, data[0].image.shape[0]) == (1, 1)
+
+    def test_a_damaged_first_file_is_a_problem_of_its_own(self, tmp_path: Path) -> None:
+        root = self.folder(tmp_path, [".npy", ".npy"], 5)
+        (root / "images/train/0.npy").write_bytes(b"\x93NUMPY and no more")
+        assert get_spec(f"{root}/").channels == 5
+        (problem,) = check_dataset(f"{root}/", None).problems
+        assert problem.kind == "unreadable"
+
+    def test_axes_in_another_order_are_named(self, tmp_path: Path) -> None:
+        root = self.folder(tmp_path, [".npy"], 5)
+        path = root / "images/train/0.npy"
+        np.save(path, np.moveaxis(np.load(path), -1, 0))
+        with pytest.raises(SizeMismatchError, match=r"Its axes must be height, width, channels: transpose it"):
+            load_dataset(f"{root}/", "train")[0]
+
+    def test_bits_are_the_folders(self, tmp_path: Path) -> None:
+        root = self.folder(tmp_path, [".npy"], 5, "classes: [low, high]\nbits: 12\n")
+        np.save(root / "images/train/0.npy", np.full((*SIZE, 5), 4095, np.uint16))
+        assert (load_dataset(f"{root}/", "train").image(0)[0] == 255).all()
+        assert get_spec(f"{root}/").bits == 12
+
+    def test_a_preview_shows_the_first_three(self, tmp_path: Path) -> None:
+        root = self.folder(tmp_path, [".npy"], 5)
+        main(["data", "check", f"{root}/", "--preview", str(tmp_path / "preview.png")])
+        assert Image.open(tmp_path / "preview.png").size == (640, 240)
