@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from emalab.data.images import decode_rgb
+from emalab.data.bands import decode_image
+from emalab.data.images import Reading
+from emalab.data.spec import channels_in_words
 from emalab.inference import probability_strips
 from emalab.segmenter import Segmenter
 from emalab.views import MIRRORED, Views
 
-__all__ = ["Photo", "Prediction", "predict", "predict_with_confidence"]
+__all__ = ["Photo", "Prediction", "predict", "predict_with_confidence", "reading_for"]
 
 Photo = Path | str | Image.Image | NDArray[np.uint8] | NDArray[np.floating] | Tensor
 
@@ -34,7 +36,7 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    model: Segmenter, photo: Photo, *, max_side: int | None = None, views: Views = MIRRORED
+    model: Segmenter, photo: Photo, *, max_side: int | None = None, views: Views = MIRRORED, bits: int | None = None
 ) -> NDArray[np.uint8]:
     """Class index of every pixel of a photograph, at the photograph's own size.
 
@@ -50,12 +52,14 @@ def predict(
         model: on the device to use; evaluation mode, whatever mode it is in (restored afterwards).
         photo: the path of a file; an image that PIL has opened; an RGB array (h, w, 3); or an RGB tensor (3, h, w).
             Arrays and tensors are uint8 in 0–255 or floating point in 0…1, as torchvision has them, never normalized.
-            Files and PIL images may be grey, palette, CMYK, transparent or rotated.
+            Files and PIL images may be grey, palette, CMYK, transparent or rotated. A network for c other channels
+            takes arrays (h, w, c), tensors (c, h, w), and files as `emalab.data.bands` reads them.
         max_side: shrink the photograph for the network until its longer side has so many pixels (it is never
             enlarged); None for its own size. Objects should appear about as large as in training: the shipped network
             learned from photographs of 320 pixels and does well at 480.
         views: what to average over: by default the photograph and its mirror image. Without a window in it, the network
             sees a photograph of up to 1.5 megapixels whole, and larger ones in windows of 1024×1024.
+        bits: depth of a file of more than 8 bits that does not state it, such as 12 for values of 0–4095.
 
     Returns:
         uint8 (h, w). Beside the photograph itself, memory holds what the network needs for one window, and its coarse
@@ -66,7 +70,7 @@ def predict(
         TypeError: a photograph of another kind, or an array of another type.
         ValueError: an array or a tensor of another shape, floating-point values outside of 0…1, or max_side below 1.
     """
-    size, strips = _strips(model, photo, max_side, views)
+    size, strips = _strips(model, photo, max_side, views, bits)
     labels = np.empty(size, np.uint8)
     for rows, of_classes in strips:
         labels[rows] = of_classes.argmax(0).to(torch.uint8).cpu()
@@ -79,12 +83,13 @@ def predict_with_confidence(
     *,
     max_side: int | None = None,
     views: Views = MIRRORED,
+    bits: int | None = None,
     probabilities: NDArray[np.floating] | None = None,
 ) -> Prediction:
     """As `predict`, with the probability of each pixel's class.
 
     Args:
-        model, photo, max_side, views: as in `predict`.
+        model, photo, max_side, views, bits: as in `predict`.
         probabilities: an array (h, w, classes) that gets the probabilities of all classes; without one they are never
             held at once. float16, or a memory map, keeps those of a large photograph small.
 
@@ -99,7 +104,7 @@ def predict_with_confidence(
     Raises:
         DataError, TypeError, ValueError: as in `predict`, and ValueError for ``probabilities`` of another shape.
     """
-    size, strips = _strips(model, photo, max_side, views)
+    size, strips = _strips(model, photo, max_side, views, bits)
     shape = (*size, model.config.num_classes)
     if probabilities is not None and probabilities.shape != shape:
         raise ValueError(f"probabilities must be an array (h, w, classes) = {shape}; got {probabilities.shape}")
@@ -113,12 +118,12 @@ def predict_with_confidence(
 
 
 def _strips(
-    model: Segmenter, photo: Photo, max_side: int | None, views: Views
+    model: Segmenter, photo: Photo, max_side: int | None, views: Views, bits: int | None
 ) -> tuple[tuple[int, int], Iterator[tuple[slice, Tensor]]]:
     """The photograph's (height, width), and some rows at a time the probabilities (classes, rows, w)."""
     if max_side is not None and max_side < 1:
         raise ValueError(f"max_side is {max_side}; it must be at least 1 pixel")
-    image = _pixels(photo)
+    image = _pixels(photo, model.config.in_channels, bits)
     size = (image.shape[-2], image.shape[-1])
     small = _shrink(image, max_side)[None]
     if views.window is None and small.shape[-2] * small.shape[-1] > _WHOLE:
@@ -138,44 +143,58 @@ def _strips(
     return size, strips()
 
 
-def _pixels(photo: Photo) -> Tensor:
-    """Any photograph as uint8 RGB (3, h, w)."""
+def _pixels(photo: Photo, channels: int, bits: int | None) -> Tensor:
+    """Any photograph as uint8 (c, h, w), with the channels of the network."""
     if isinstance(photo, Path | str | Image.Image):
-        return torch.from_numpy(decode_rgb(photo).pixels).permute(2, 0, 1)
+        pixels = decode_image(photo, reading_for(channels, bits)).pixels
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+    axes, tensor_axes = f"(h, w, {channels})", f"({channels}, h, w)"
     if not isinstance(photo, np.ndarray | Tensor):
         raise TypeError(
-            f"a photograph is a path, a PIL image, an array (h, w, 3) or a tensor (3, h, w); got {type(photo).__name__}"
+            f"a photograph is a path, a PIL image, an array {axes} or a tensor {tensor_axes}; got "
+            f"{type(photo).__name__}"
         )
     array = isinstance(photo, np.ndarray)
-    kind, axes, channels = ("an array", "(h, w, 3)", -1) if array else ("a tensor", "(3, h, w)", 0)
-    if photo.ndim != 3 or photo.shape[channels] != 3 or 0 in photo.shape:
-        raise ValueError(f"{kind} must be RGB {axes} with at least one pixel; got {tuple(photo.shape)}")
+    kind, axes, axis = ("an array", axes, -1) if array else ("a tensor", tensor_axes, 0)
+    if channels == 1 and photo.ndim == 2:
+        photo = photo[..., None] if array else photo[None]
+    if photo.ndim != 3 or photo.shape[axis] != channels or 0 in photo.shape:
+        words = channels_in_words(channels)
+        raise ValueError(f"{kind} must be {words} {axes} with at least one pixel; got {tuple(photo.shape)}")
     if isinstance(photo, Tensor):
         return _as_bytes(photo.detach().cpu(), kind)
     return _as_bytes(torch.from_numpy(np.ascontiguousarray(photo)).permute(2, 0, 1), kind)
 
 
+def reading_for(channels: int, bits: int | None = None) -> Reading:
+    """How the files become pixels that a network for so many channels takes."""
+    return Reading(bits=bits, channels=None if channels == 3 else channels, reason="as the network takes them")
+
+
 def _as_bytes(image: Tensor, kind: str) -> Tensor:
-    """RGB in uint8, from that or from floating point in 0…1."""
+    """Values in uint8, from that or from floating point in 0…1."""
     if image.dtype == torch.uint8:
         return image
     if not image.is_floating_point():
-        raise TypeError(f"{kind} must hold RGB as uint8 in 0–255 or floating point in 0…1; got {image.dtype}")
+        raise TypeError(f"{kind} must hold values as uint8 in 0–255 or floating point in 0…1; got {image.dtype}")
     least, most = torch.stack(image.aminmax()).tolist()
     if not 0 <= least <= most <= 1:  # NaN too
         raise ValueError(
-            f"{kind} in floating point must hold RGB in 0…1, not normalized; its values are {least:.3g} to {most:.3g}. "
+            f"{kind} in floating point must hold values in 0…1, not normalized; they are {least:.3g} to {most:.3g}. "
             "Give uint8 for values in 0–255"
         )
     return (255 * image.float()).round().to(torch.uint8)
 
 
 def _shrink(image: Tensor, max_side: int | None) -> Tensor:
-    """uint8 (3, h, w) with its longer side at most ``max_side``; by PIL, which needs no copy in floating point."""
+    """uint8 (c, h, w) with its longer side at most ``max_side``; by PIL, which needs no copy in floating point."""
     height, width = image.shape[-2:]
     if max_side is None or max_side >= max(height, width):
         return image
     factor = max_side / max(height, width)
     size = (max(round(width * factor), 1), max(round(height * factor), 1))
+    if len(image) != 3:
+        bands = (Image.fromarray(band.numpy()).resize(size, Image.Resampling.BILINEAR) for band in image)
+        return torch.stack([torch.from_numpy(np.array(band)) for band in bands])
     resized = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)

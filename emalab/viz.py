@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from emalab.data.images import decode_rgb
+from emalab.data.bands import decode_image, read_header, viewable
+from emalab.data.images import Reading
 from emalab.data.spec import DatasetSpec
 from emalab.files import write_atomically
 
@@ -71,7 +72,7 @@ def overlay(
     A class called "background" is not tinted.
 
     Args:
-        photo: a file or an image that PIL has opened.
+        photo: a file or an image that PIL has opened; of a file with bands the first three are shown, or the first one.
         labels: (h, w), at the photograph's size.
         spec: whose classes and colors.
         strength: share of the class color in a tinted pixel.
@@ -81,7 +82,7 @@ def overlay(
     Raises:
         ValueError: labels of another size.
     """
-    image = Image.fromarray(decode_rgb(photo).pixels)
+    image = Image.fromarray(_pixels(photo, spec))
     if image.size != labels.shape[::-1]:
         raise ValueError(f"the photograph has {image.height}×{image.width} pixels, its labels are {labels.shape}")
     tinted = Image.blend(image, Image.fromarray(colorize(labels, spec)), strength)
@@ -92,6 +93,12 @@ def overlay(
         present, counts = np.unique(labels, return_counts=True)
         named = [int(label) for label in present[np.argsort(-counts)] if label < spec.num_classes]
     return _with_legend(tinted, named, spec)
+
+
+def _pixels(photo: Path | str | Image.Image, spec: DatasetSpec) -> NDArray[np.uint8]:
+    """Pixels (h, w, 3) of a photograph, or of what can be seen of a file with bands."""
+    channels = None if isinstance(photo, Image.Image) else read_header(Path(photo)).channels
+    return viewable(decode_image(photo, Reading(bits=spec.bits, channels=channels)).pixels)
 
 
 def _borders(labels: NDArray[np.uint8]) -> Image.Image:

@@ -34,7 +34,8 @@ def run(
     Args:
         run: the folder of a finished run; for ONNX also a checkpoint, or the name of a shipped network.
         out: the file to write.
-        format: by default what the ending of the file says. ONNX takes uint8 RGB images (b, 3, h, w) and gives logits.
+        format: by default what the ending of the file says. ONNX takes uint8 images (b, channels, h, w), RGB or as the
+            network was trained, and gives logits.
         allow_code: modules that may be imported for a network with a part of your own.
         data: what the network was trained on, and under which terms, for those who download it.
         dtype: of the weights in .safetensors; float16 halves the file, and a warning says where it is too narrow. ONNX

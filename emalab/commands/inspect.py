@@ -63,7 +63,8 @@ def run(
     find_checkpoint(checkpoint)
     from emalab.checkpoints import read_recipe
     from emalab.data import get_spec
-    from emalab.data.images import decode_rgb
+    from emalab.data.bands import decode_image, viewable
+    from emalab.prediction import reading_for
     from emalab.segmenter import Segmenter
     from emalab.viz import save_picture
 
@@ -72,8 +73,9 @@ def run(
     failed = bool(found.problems)
     for photograph in found.photographs:
         try:
-            photo = _picture(decode_rgb(photograph.path).pixels)
-            small, inside = _look(model, photo, max_side)
+            pixels = decode_image(photograph.path, reading_for(model.config.in_channels, spec.bits)).pixels
+            photo = _picture(viewable(pixels))
+            small, inside = _look(model, pixels, max_side)
             picture = _bases(small, inside) if pixel is None else _attention(photo, small, inside, pixel, spec)
         except ValueError as error:
             failed = True
@@ -88,17 +90,20 @@ def run(
         raise SystemExit(1)
 
 
-def _look(model: Segmenter, photo: Image.Image, max_side: int) -> tuple[Image.Image, Inside]:
-    """The photograph as the network sees it, and what the unit makes of it."""
+def _look(model: Segmenter, pixels: NDArray[np.uint8], max_side: int) -> tuple[Image.Image, Inside]:
+    """The photograph (h, w, c) as the network sees it, and what the unit makes of it."""
     import numpy as np
     import torch
 
+    from emalab.data.bands import viewable
     from emalab.inspection import look_inside
 
-    small = photo.copy()
-    small.thumbnail((max_side, max_side))
-    pixels = torch.from_numpy(np.array(small)).permute(2, 0, 1)[None]
-    return small, look_inside(model, pixels.to(model.normalize.mean.device))
+    channels = [_picture(np.ascontiguousarray(channel)) for channel in np.moveaxis(pixels, -1, 0)]
+    for channel in channels:
+        channel.thumbnail((max_side, max_side))
+    small = np.stack([np.asarray(channel) for channel in channels], axis=-1)
+    images = torch.from_numpy(small).permute(2, 0, 1)[None]
+    return _picture(viewable(small)), look_inside(model, images.to(model.normalize.mean.device))
 
 
 def _bases(small: Image.Image, inside: Inside) -> Image.Image:

@@ -20,7 +20,7 @@ from emalab.data.names import RESULTS
 
 __all__ = ["RESULTS", "VIDEOS", "Found", "Photograph", "find_photographs", "require_readable"]
 
-IMAGES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+IMAGES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".npy")
 VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm")
 
 
@@ -67,15 +67,15 @@ def require_readable(photographs: Sequence[Photograph]) -> None:
 
     Where one can, the others are reported when their turn comes.
     """
-    from emalab.data.images import opened
+    from emalab.data.bands import read_header
 
     problems = []
     for photograph in photographs:
         if photograph.path.suffix.lower() in VIDEOS:
             return
         try:
-            with opened(photograph.path, several=True):
-                return
+            read_header(photograph.path)
+            return
         except ValueError as error:
             problems.append(error)
     for problem in problems:

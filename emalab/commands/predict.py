@@ -43,6 +43,7 @@ def run(
     window: tuple[int, int] | None = None,
     overlap: float | None = None,
     output_stride: int | None = None,
+    bits: int | None = None,
     confidence: bool = False,
     probabilities: bool = False,
     device: Device = "auto",
@@ -52,7 +53,8 @@ def run(
 
     Animated images and videos are labeled frame by frame, and a TIFF of several pages page by page: NAME.masks/ and
     NAME.overlay.webp, .mp4 or .tif; videos need PyAV (pip install av). Files that an earlier run wrote (NAME.mask.png
-    and so on) are not taken as photographs.
+    and so on) are not taken as photographs. A network for other than three channels takes files such as it was trained
+    on (.npy, TIFFs of several bands, grey photographs); overlays show the first three channels.
 
     Args:
         photos: files, folders with all that is below them, or patterns in quotes such as ``"day*/*.jpg"``.
@@ -67,6 +69,7 @@ def run(
             a photograph up to 1.5 megapixels, and 1024 1024 beyond.
         overlap: part of a window that the next one shares; by default as its recipe scores it.
         output_stride: pixels per position of the feature map; by default as its recipe scores it.
+        bits: depth of files of more than 8 bits that do not state it; by default that of the data it was trained on.
         confidence: also write NAME.confidence.png, the probability of each pixel's class from black (0) to white (1).
         probabilities: also write NAME.probabilities.npz, with the probabilities of all classes, float16 (h, w,
             classes), and their names: numpy.load(FILE)["probabilities"] and ["classes"]. The array takes 2 bytes of
@@ -98,7 +101,9 @@ def run(
     model, recipe = load_to_score(checkpoint, output_stride, allow_code)
     spec = _spec_of(checkpoint, model, data, recipe)
     views, side = views_to_score(recipe, scales, flip, window, overlap), max_side
-    labeler = _Labeler(fuse_batch_norm(model).to(own_device(device)), spec, out, confidence, probabilities, side, views)
+    bits = bits or spec.bits
+    model = fuse_batch_norm(model).to(own_device(device))
+    labeler = _Labeler(model, spec, out, confidence, probabilities, side, views, bits)
     failed = 0
     for photograph in progress_bar(found.photographs, "predicting", unit="file", disable=len(found.photographs) == 1):
         failed += not labeler.label(photograph)
@@ -131,14 +136,22 @@ class _Labeler:
     probabilities: bool
     max_side: int | None
     views: Views
+    bits: int | None
 
     def label(self, photograph: Photograph) -> bool:
         """Write the results of one file; False, with a line on stderr, where it cannot be read."""
+        from emalab.data.spec import channels_in_words
         from emalab.video import open_animation, open_video
 
         try:
-            video = photograph.path.suffix.lower() in VIDEOS
-            frames = open_video(photograph.path) if video else open_animation(photograph.path)
+            video, frames = photograph.path.suffix.lower() in VIDEOS, None
+            if self.model.config.in_channels in (1, 3):
+                frames = open_video(photograph.path) if video else open_animation(photograph.path)
+            elif video:
+                raise ValueError(
+                    f"{photograph.path}: is a video in RGB, and the network takes images "
+                    f"{channels_in_words(self.model.config.in_channels)}."
+                )
             written = self._frames(photograph, frames, video) if frames else self._still(photograph)
         except (OSError, ValueError) as error:
             _print(f"emalab: error: {one_line(error)}", sys.stderr)
@@ -147,15 +160,20 @@ class _Labeler:
         return True
 
     def _still(self, photograph: Photograph) -> str:
-        from emalab.data.images import decode_rgb
+        from emalab.data.bands import decode_image, read_header, viewable
+        from emalab.prediction import reading_for
         from emalab.viz import overlay, save_picture
 
-        pixels = decode_rgb(photograph.path).pixels
+        channels = self.model.config.in_channels
+        pixels = decode_image(photograph.path, reading_for(channels, self.bits)).pixels
         stem = self.out / photograph.name
         labels, written = self._label_picture(pixels, stem)
-        save_picture(overlay(_picture(pixels), labels, self.spec), _with_ending(stem, ".overlay.png"))
+        save_picture(overlay(_picture(viewable(pixels)), labels, self.spec), _with_ending(stem, ".overlay.png"))
         written.insert(1, _with_ending(stem, ".overlay.png"))
-        return ", ".join([str(written[0]), *(path.name for path in written[1:])]) + self._shrunk(*labels.shape)
+        stored = read_header(photograph.path).channels
+        part = f" (the first {channels} of its {stored} channels)" if stored > channels == 3 else ""
+        names = ", ".join([str(written[0]), *(path.name for path in written[1:])])
+        return names + part + self._shrunk(*labels.shape)
 
     def _frames(self, photograph: Photograph, frames: Frames, video: bool) -> str:
         from emalab.video import write_animation, write_pages, write_video
@@ -194,7 +212,12 @@ class _Labeler:
         size = photo.shape[:2] if isinstance(photo, np.ndarray) else photo.size[::-1]
         probabilities = np.empty((*size, self.spec.num_classes), np.float16) if self.probabilities else None
         labels, confidence = predict_with_confidence(
-            self.model, photo, max_side=self.max_side, views=self.views, probabilities=probabilities
+            self.model,
+            photo,
+            max_side=self.max_side,
+            views=self.views,
+            bits=self.bits,
+            probabilities=probabilities,
         )
         written = [_with_ending(stem, ".mask.png")]
         save_labels(labels, self.spec, written[0])

@@ -103,11 +103,11 @@ class TestInputs:
     @pytest.mark.parametrize(
         ("value", "error", "message"),
         [
-            (np.zeros((4, 5, 3), int), TypeError, "an array must hold RGB as uint8 in 0–255 or .* got torch.int64"),
-            (torch.zeros(3, 4, 5).bool(), TypeError, "a tensor must hold RGB as uint8 .* in 0…1; got torch.bool"),
-            (np.full((4, 5, 3), 200.0), ValueError, "in 0…1, not normalized; its values are 200 to 200. Give uint8"),
-            (torch.randn(3, 4, 5), ValueError, "a tensor in floating point must hold RGB in 0…1, not normalized"),
-            (torch.full((3, 4, 5), torch.nan), ValueError, "its values are nan to nan"),
+            (np.zeros((4, 5, 3), int), TypeError, "an array must hold values as uint8 in 0–255 or .* got torch.int64"),
+            (torch.zeros(3, 4, 5).bool(), TypeError, "a tensor must hold values as uint8 .* in 0…1; got torch.bool"),
+            (np.full((4, 5, 3), 200.0), ValueError, "in 0…1, not normalized; they are 200 to 200. Give uint8"),
+            (torch.randn(3, 4, 5), ValueError, "a tensor in floating point must hold values in 0…1, not normalized"),
+            (torch.full((3, 4, 5), torch.nan), ValueError, "they are nan to nan"),
             (np.zeros((3, 4, 5), np.uint8), ValueError, r"an array must be RGB \(h, w, 3\) .* got \(3, 4, 5\)"),
             (np.zeros((4, 5), np.uint8), ValueError, r"an array must be RGB .* got \(4, 5\)"),
             (np.zeros((0, 5, 3), np.uint8), ValueError, r"at least one pixel; got \(0, 5, 3\)"),
