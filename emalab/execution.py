@@ -13,6 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from emalab.accumulation import one_update_of_bases
+from emalab.data.tensors import label_dtype
 from emalab.losses import SegmentationLoss
 from emalab.recipes import Recipe
 from emalab.segmenter import Segmenter
@@ -85,7 +86,9 @@ class Execution:
                 *self._recipe.data.crop_size,
             )
             images = torch.zeros(size, dtype=torch.uint8, device=self._fabric.device)
-            self._record(images.contiguous(memory_format=torch.channels_last), images[:, 0].clone())
+            labels = label_dtype(self._step.loss.ignore_index)  # a replay casts masks to what was recorded
+            masks = torch.zeros((size[0], *size[2:]), dtype=labels, device=self._fabric.device)
+            self._record(images.contiguous(memory_format=torch.channels_last), masks)
 
     def backward(self, images: Tensor, masks: Tensor) -> Tensor:
         """Add up gradients of the mean loss of a batch that lies on the device, and return that loss.

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from einops import einsum
 from torch import Tensor
 
-from emalab.data.spec import channels_in_words
+from emalab.data.spec import channels_in_words, ignored_label
+from emalab.data.tensors import label_dtype
 from emalab.fastops import interpolation
 from emalab.input_channels import refuse_channels
 from emalab.segmenter import Segmenter
@@ -56,12 +57,14 @@ def predict_probabilities(model: Segmenter, images: Tensor, views: Views = SINGL
 
 
 def predict_labels(model: Segmenter, images: Tensor, views: Views = SINGLE_SCALE) -> Tensor:
-    """The most probable class of every pixel, uint8 (b, h, w); arguments as in `predict_probabilities`.
+    """The most probable class of every pixel, (b, h, w); arguments as in `predict_probabilities`.
 
-    No map of all classes is ever held at the size of the images.
+    Labels are uint8, or int32 where there are more than 254 classes, as masks are. No map of all classes is ever held
+    at the size of the images.
     """
+    dtype = label_dtype(ignored_label(model.config.num_classes))
     strips = probability_strips(model, images, views)
-    return torch.cat([probabilities.argmax(1).to(torch.uint8) for _, probabilities in strips], dim=1)
+    return torch.cat([probabilities.argmax(1).to(dtype) for _, probabilities in strips], dim=1)
 
 
 def probability_strips(

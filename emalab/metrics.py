@@ -13,6 +13,8 @@ from emalab.data.spec import DatasetSpec
 
 __all__ = ["SegmentationMetric", "SegmentationScores", "scores_from_confusion"]
 
+_MATRIX_CLASSES = 1024  # up to which a metric keeps the confusion matrix, of 8 bytes a cell
+
 
 @dataclass(frozen=True)
 class SegmentationScores:
@@ -64,15 +66,21 @@ def scores_from_confusion(confusion: Tensor, spec: DatasetSpec, images: int = 0)
     if confusion.shape != (spec.num_classes, spec.num_classes):
         raise ValueError(f"{spec.name} has {spec.num_classes} classes; got a confusion matrix {tuple(confusion.shape)}")
     counts = confusion.cpu().double()  # Apple's GPUs have no float64
-    if not counts.sum() > 0:
+    return _scores(torch.stack([counts.diagonal(), counts.sum(1), counts.sum(0)]), spec, images)
+
+
+def _scores(counts: Tensor, spec: DatasetSpec, images: int) -> SegmentationScores:
+    """From float64 (3, classes): pixels of each class that are hit, labeled, predicted."""
+    hits, labeled, predicted = counts
+    total = labeled.sum()
+    if not total > 0:
         raise ValueError(f"no labeled pixel of {spec.name} was counted; is every label {spec.ignore_index} (ignored)?")
-    hits, labeled = counts.diagonal(), counts.sum(1)
-    iou = hits / (counts.sum(0) + labeled - hits)  # 0 / 0 = NaN: in neither labels nor predictions
+    iou = hits / (predicted + labeled - hits)  # 0 / 0 = NaN: in neither labels nor predictions
     return SegmentationScores(
         miou=iou[list(spec.report_indices)].nanmean().item(),
-        pixel_accuracy=(hits.sum() / counts.sum()).item(),
+        pixel_accuracy=(hits.sum() / total).item(),
         mean_class_accuracy=(hits / labeled).nanmean().item(),
-        frequency_weighted_iou=((labeled / counts.sum()) * iou).nansum().item(),
+        frequency_weighted_iou=((labeled / total) * iou).nansum().item(),
         iou=dict(zip(spec.classes, iou.tolist(), strict=True)),
         report_name=spec.report_name,
         images=images,
@@ -82,6 +90,9 @@ def scores_from_confusion(confusion: Tensor, spec: DatasetSpec, images: int = 0)
 class SegmentationMetric:
     """Counts predictions against labels, batch by batch, and over ranks when a process group is running.
 
+    Of up to 1024 classes it keeps the confusion matrix, of more what the scores need of it: how many pixels of each
+    class are hit, labeled and predicted.
+
     Args:
         spec: the benchmark: its classes, its ignored label, its headline classes.
         device: where to count.
@@ -90,7 +101,8 @@ class SegmentationMetric:
     def __init__(self, spec: DatasetSpec, device: torch.device | str = "cpu") -> None:
         self.spec = spec
         self._images = 0
-        self._counts = torch.zeros(spec.num_classes, spec.num_classes, dtype=torch.long, device=device)
+        rows = spec.num_classes if self._is_matrix else 3
+        self._counts = torch.zeros(rows, spec.num_classes, dtype=torch.long, device=device)
 
     def update(self, prediction: Tensor, mask: Tensor) -> None:
         """Count a batch: predicted labels (b, h, w) or logits (b, classes, h, w), against labels (b, h, w).
@@ -112,18 +124,38 @@ class SegmentationMetric:
                 f"label {mask[unknown][0].item()} is not in {self.spec.name}: its labels are 0 to "
                 f"{classes - 1}, and {self.spec.ignore_index} for ignored pixels"
             )
-        cells = (classes * mask + labels)[counted]  # row by row
-        self._counts += torch.bincount(cells, minlength=classes**2).view(classes, classes).to(self._counts.device)
-        self._images += len(mask)
+        if self._is_matrix:
+            cells = (classes * mask + labels)[counted]  # row by row
+        else:
+            mask, labels = mask[counted], labels[counted].long()
+            cells = torch.cat([mask[mask == labels], classes + mask, 2 * classes + labels])
+        counts = torch.bincount(cells, minlength=self._counts.numel())
+        self._counts += counts.view_as(self._counts).to(self._counts.device)
+        self._images += len(counted)
+
+    @property
+    def _is_matrix(self) -> bool:
+        return self.spec.num_classes <= _MATRIX_CLASSES
 
     def confusion(self) -> Tensor:
-        """Counts (classes, classes), rows labels and columns predictions, summed over ranks."""
+        """Counts (classes, classes), rows labels and columns predictions, summed over ranks.
+
+        Raises:
+            ValueError: more than 1024 classes, whose matrix is not kept.
+        """
+        if not self._is_matrix:
+            raise ValueError(
+                f"{self.spec.name} has {self.spec.num_classes} classes; the confusion matrix is kept up to "
+                f"{_MATRIX_CLASSES}, compute() gives the scores of more"
+            )
         return _over_ranks(self._counts)
 
     def compute(self) -> SegmentationScores:
         """The scores of everything counted so far; errors as in `scores_from_confusion`."""
-        images = _over_ranks(torch.tensor(self._images, device=self._counts.device))
-        return scores_from_confusion(self.confusion(), self.spec, int(images))
+        images = int(_over_ranks(torch.tensor(self._images, device=self._counts.device)))
+        if self._is_matrix:
+            return scores_from_confusion(self.confusion(), self.spec, images)
+        return _scores(_over_ranks(self._counts).cpu().double(), self.spec, images)
 
 
 def _over_ranks(count: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from emalab.data.bands import decode_image
 from emalab.data.images import Reading
-from emalab.data.spec import channels_in_words
+from emalab.data.spec import channels_in_words, ignored_label
+from emalab.data.tensors import label_dtype
 from emalab.inference import probability_strips
 from emalab.segmenter import Segmenter
 from emalab.views import MIRRORED, Views
@@ -31,13 +32,13 @@ _WINDOW = 1024  # pixels on each side of those windows
 class Prediction(NamedTuple):
     """Labels of a photograph, and how sure the network is of each."""
 
-    labels: NDArray[np.uint8]  # (h, w), class indices
+    labels: NDArray[np.unsignedinteger]  # (h, w), class indices
     confidence: NDArray[np.float32]  # (h, w), probability of that class, in (0, 1]
 
 
 def predict(
     model: Segmenter, photo: Photo, *, max_side: int | None = None, views: Views = MIRRORED, bits: int | None = None
-) -> NDArray[np.uint8]:
+) -> NDArray[np.unsignedinteger]:
     """Class index of every pixel of a photograph, at the photograph's own size.
 
     Example:
@@ -62,8 +63,8 @@ def predict(
         bits: depth of a file of more than 8 bits that does not state it, such as 12 for values of 0–4095.
 
     Returns:
-        uint8 (h, w). Beside the photograph itself, memory holds what the network needs for one window, and its coarse
-        logits.
+        (h, w), uint8, or uint16 where there are more than 254 classes. Beside the photograph itself, memory holds what
+        the network needs for one window, and its coarse logits.
 
     Raises:
         DataError: a file that cannot be read as an image; the message names it.
@@ -71,9 +72,9 @@ def predict(
         ValueError: an array or a tensor of another shape, floating-point values outside of 0…1, or max_side below 1.
     """
     size, strips = _strips(model, photo, max_side, views, bits)
-    labels = np.empty(size, np.uint8)
+    labels, dtype = _blank(size, model)
     for rows, of_classes in strips:
-        labels[rows] = of_classes.argmax(0).to(torch.uint8).cpu()
+        labels[rows] = of_classes.argmax(0).to(dtype).cpu()
     return labels
 
 
@@ -108,13 +109,19 @@ def predict_with_confidence(
     shape = (*size, model.config.num_classes)
     if probabilities is not None and probabilities.shape != shape:
         raise ValueError(f"probabilities must be an array (h, w, classes) = {shape}; got {probabilities.shape}")
-    labels, confidence = np.empty(size, np.uint8), np.empty(size, np.float32)
+    (labels, dtype), confidence = _blank(size, model), np.empty(size, np.float32)
     for rows, of_classes in strips:
         best = of_classes.max(0)
-        labels[rows], confidence[rows] = best.indices.to(torch.uint8).cpu(), best.values.cpu()
+        labels[rows], confidence[rows] = best.indices.to(dtype).cpu(), best.values.cpu()
         if probabilities is not None:
             probabilities[rows] = of_classes.permute(1, 2, 0).cpu().numpy()
     return Prediction(labels, confidence)
+
+
+def _blank(size: tuple[int, int], model: Segmenter) -> tuple[NDArray[np.unsignedinteger], torch.dtype]:
+    """An array for the labels of all classes, and the type in which torch gives them."""
+    dtype = label_dtype(ignored_label(model.config.num_classes))
+    return np.empty(size, np.uint8 if dtype == torch.uint8 else np.uint16), dtype
 
 
 def _strips(

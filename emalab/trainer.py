@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RunOptions", "TrainResult", "Trainer", "TrainingDivergedError", "run_folder", "train"]
 
+_MOST_CURVES = 254  # of classes in TensorBoard
+
 
 class TrainResult(NamedTuple):
     """What a finished run leaves behind."""
@@ -296,9 +298,9 @@ class Trainer:
                 log.write(self.iteration, loss=rest[0], lr=lr, images_per_second=rest[1])
 
     def _draw(self, log: RunLog, scores: SegmentationScores, **more: float) -> None:
-        """A point for every class in TensorBoard."""
+        """A point for every class in TensorBoard, or for their spread where they are many."""
         with self._interruption.deferred():
-            log.draw(self.iteration, **{f"iou/{name}": iou for name, iou in scores.iou.items()}, **more)
+            log.draw(self.iteration, **_curves(scores), **more)
 
     def _note(self, log: RunLog, **values: float) -> None:
         """Write a whole line: a signal in the middle would leave TensorBoard's thread waiting for two minutes."""
@@ -446,3 +448,12 @@ class Trainer:
 
 def _say_nothing(line: str) -> None:
     pass
+
+
+def _curves(scores: SegmentationScores) -> dict[str, float]:
+    """IoU of every class, or, as nobody reads more than 254 curves, its percentiles over the classes that occur."""
+    if len(scores.iou) <= _MOST_CURVES:
+        return {f"iou/{name}": iou for name, iou in scores.iou.items()}
+    percents = (10, 25, 50, 75, 90)
+    values = np.nanpercentile(list(scores.iou.values()), percents)
+    return {f"iou/percentile {percent}": float(value) for percent, value in zip(percents, values, strict=True)}

@@ -17,11 +17,12 @@ from emalab.files import write_atomically
 __all__ = ["colorize", "overlay", "save_confidence", "save_labels", "save_picture", "save_probabilities"]
 
 _LEGEND_ROW = 24  # pixels
+_NAMED = 48  # classes that a legend names
 
 
 def _palette(spec: DatasetSpec) -> NDArray[np.uint8]:
-    """Colors (256, 3): those of the classes, white for the ignored label."""
-    palette = np.zeros((256, 3), np.uint8)
+    """Colors (n, 3): those of the classes, white for the ignored label; n is 256 where that is enough."""
+    palette = np.zeros((max(256, spec.ignore_index + 1), 3), np.uint8)
     palette[: spec.num_classes] = spec.palette
     palette[spec.ignore_index] = 255
     return palette
@@ -47,10 +48,16 @@ def save_probabilities(probabilities: NDArray[np.floating], spec: DatasetSpec, p
     write_atomically(path, write)
 
 
-def save_labels(labels: NDArray[np.uint8], spec: DatasetSpec, path: Path) -> None:
-    """Write labels (h, w) as a palette PNG, like those of VOC: values are class indices, colors the palette's."""
-    image = Image.fromarray(labels).convert("P")
-    image.putpalette(_palette(spec).tobytes())
+def save_labels(labels: NDArray[np.integer], spec: DatasetSpec, path: Path) -> None:
+    """Write labels (h, w) as a palette PNG, like those of VOC: values are class indices, colors the palette's.
+
+    Where the ignored label is above 255, as beside more than 254 classes, the PNG is grey, with 16 bits and no palette.
+    """
+    if spec.ignore_index > 255:
+        image = Image.fromarray(labels.astype(np.uint16))
+    else:
+        image = Image.fromarray(labels.astype(np.uint8, copy=False)).convert("P")
+        image.putpalette(_palette(spec).tobytes())
     write_atomically(path, lambda temporary: image.save(temporary, "PNG"))
 
 
@@ -61,7 +68,7 @@ def save_picture(picture: Image.Image, path: Path) -> None:
 
 def overlay(
     photo: Path | str | Image.Image,
-    labels: NDArray[np.uint8],
+    labels: NDArray[np.integer],
     spec: DatasetSpec,
     *,
     strength: float = 0.55,
@@ -76,8 +83,8 @@ def overlay(
         labels: (h, w), at the photograph's size.
         spec: whose classes and colors.
         strength: share of the class color in a tinted pixel.
-        named: labels that the legend names; by default those in the picture, the largest first. Without any there is
-            no legend.
+        named: labels that the legend names; by default those in the picture, the largest first, and of many the
+            largest 48. Without any there is no legend.
 
     Raises:
         ValueError: labels of another size.
@@ -92,6 +99,8 @@ def overlay(
     if named is None:
         present, counts = np.unique(labels, return_counts=True)
         named = [int(label) for label in present[np.argsort(-counts)] if label < spec.num_classes]
+        if len(named) > _NAMED:
+            return _with_legend(tinted, named[:_NAMED], spec, f"and {len(named) - _NAMED} more")
     return _with_legend(tinted, named, spec)
 
 
@@ -101,7 +110,7 @@ def _pixels(photo: Path | str | Image.Image, spec: DatasetSpec) -> NDArray[np.ui
     return viewable(decode_image(photo, Reading(bits=spec.bits, channels=channels)).pixels)
 
 
-def _borders(labels: NDArray[np.uint8]) -> Image.Image:
+def _borders(labels: NDArray[np.integer]) -> Image.Image:
     """Where labels change, as a mask of lines about 1/400 of the picture's width across."""
     width = max(labels.shape[1] // 400, 1)
     borders = np.zeros(labels.shape, bool)
@@ -110,12 +119,13 @@ def _borders(labels: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(borders)
 
 
-def _with_legend(picture: Image.Image, labels: Sequence[int], spec: DatasetSpec) -> Image.Image:
+def _with_legend(picture: Image.Image, labels: Sequence[int], spec: DatasetSpec, more: str = "") -> Image.Image:
     if not labels:
         return picture
     row = max(_LEGEND_ROW, picture.width // 30)
     font = ImageFont.load_default(size=row * 0.6)
-    widths = [round(row * 1.6 + font.getlength(spec.classes[label])) for label in labels]
+    texts = [spec.classes[label] for label in labels] + ([more] if more else [])
+    widths = [round(row * 1.6 + font.getlength(text)) for text in texts]
     canvas_width = max([picture.width, *widths])
     places, x, y = [], 0, 0
     for width in widths:
@@ -126,9 +136,10 @@ def _with_legend(picture: Image.Image, labels: Sequence[int], spec: DatasetSpec)
     canvas = Image.new("RGB", (canvas_width, picture.height + y + row), "white")
     canvas.paste(picture)
     draw = ImageDraw.Draw(canvas)
-    for label, (left, top) in zip(labels, places, strict=True):
+    for i, (text, (left, top)) in enumerate(zip(texts, places, strict=True)):
         top += picture.height
-        box = (left + row * 0.25, top + row * 0.2, left + row * 0.85, top + row * 0.8)
-        draw.rectangle(box, fill=spec.palette[label], outline="black")
-        draw.text((left + row, top + row * 0.5), spec.classes[label], fill="black", font=font, anchor="lm")
+        if i < len(labels):  # the text on how many more there are has no box
+            box = (left + row * 0.25, top + row * 0.2, left + row * 0.85, top + row * 0.8)
+            draw.rectangle(box, fill=spec.palette[labels[i]], outline="black")
+        draw.text((left + row, top + row * 0.5), text, fill="black", font=font, anchor="lm")
     return canvas

@@ -13,6 +13,8 @@ from emalab.data.required import check_data
 
 __all__ = ["check", "prepare"]
 
+_LINES = 30  # of a proposal, as it is shown; the file has all
+
 
 def prepare(
     name: Positional[str],
@@ -86,5 +88,8 @@ def _is_described(name: str, write: bool) -> bool:
         return True
     proposal = propose_labels(folder, progress=True)
     print(f"{proposal.file} is missing. Proposed from the masks (--write keeps it there, to be edited):\n")
-    print(proposal.text)
+    lines = proposal.text.splitlines()
+    if len(lines) > _LINES:
+        lines[_LINES - 2 : -1] = [f"… {len(lines) - _LINES + 1} more lines"]
+    print("\n".join(lines) + "\n")
     return False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from emalab.segmenter import Segmenter
 
 __all__ = ["load_to_score", "run", "views_to_score"]
+
+_LISTED = 254  # classes that are all printed
+_ENDS = 10  # of more classes, so many of the highest and of the lowest IoU
 
 
 def run(
@@ -103,8 +106,20 @@ def views_to_score(
 
 
 def _print_scores(scores: SegmentationScores) -> None:
-    rows = [(name, "absent" if iou != iou else f"{100 * iou:.2f}") for name, iou in scores.iou.items()]
-    print("\n".join(aligned(rows, right={1})))
+    print("\n".join(_class_rows(scores.iou)))
     accuracy, weighted = 100 * scores.mean_class_accuracy, 100 * scores.frequency_weighted_iou
     print(f"mean class accuracy {accuracy:.2f}, frequency-weighted IoU {weighted:.2f}")
     print(f"{scores}, over {scores.images} image{'s' * (scores.images != 1)}")
+
+
+def _class_rows(iou: Mapping[str, float]) -> list[str]:
+    """IoU of every class in percent; of more than 254, the highest and the lowest."""
+    rows = [(name, "absent" if value != value else f"{100 * value:.2f}") for name, value in iou.items()]
+    if len(rows) <= _LISTED:
+        return aligned(rows, right={1})
+    there = sorted((name for name in iou if iou[name] == iou[name]), key=lambda name: -iou[name])
+    ends = there if len(there) <= 2 * _ENDS else [*there[:_ENDS], *there[-_ENDS:]]
+    lines = aligned([(name, f"{100 * iou[name]:.2f}") for name in ends], right={1})
+    if between := len(there) - len(ends):
+        lines.insert(_ENDS, f"… {between} classes between …")
+    return [*lines, f"{len(there)} of {len(rows)} classes occur, the others are absent; --out FILE writes all"]

@@ -61,7 +61,7 @@ def run(
         raise SystemExit(1)
     require_readable(found.photographs)
     find_checkpoint(checkpoint)
-    from emalab.checkpoints import read_recipe
+    from emalab.checkpoints import read_recipe, read_spec
     from emalab.data import get_spec
     from emalab.data.bands import decode_image, viewable
     from emalab.prediction import reading_for
@@ -69,7 +69,7 @@ def run(
     from emalab.viz import save_picture
 
     model = Segmenter.from_pretrained(checkpoint).to(own_device(device))
-    spec = get_spec(read_recipe(checkpoint).data.name)
+    spec = read_spec(checkpoint) or get_spec(read_recipe(checkpoint).data.name)
     failed = bool(found.problems)
     for photograph in found.photographs:
         try:

@@ -49,7 +49,8 @@ def run(
     device: Device = "auto",
     allow_code: tuple[str, ...] = (),
 ) -> None:
-    """Label the pixels of photographs. Writes NAME.mask.png (palette PNG) and NAME.overlay.png (with a legend).
+    """Label the pixels of photographs. Writes NAME.mask.png (palette PNG, or 16-bit grey for more than 254 classes) and
+    NAME.overlay.png (with a legend).
 
     Animated images and videos are labeled frame by frame, and a TIFF of several pages page by page: NAME.masks/ and
     NAME.overlay.webp, .mp4 or .tif; videos need PyAV (pip install av). Files that an earlier run wrote (NAME.mask.png
@@ -202,7 +203,7 @@ class _Labeler:
 
     def _label_picture(
         self, photo: Image.Image | NDArray[np.uint8], stem: Path
-    ) -> tuple[NDArray[np.uint8], list[Path]]:
+    ) -> tuple[NDArray[np.unsignedinteger], list[Path]]:
         """Write the mask of one picture, and the probabilities that are asked for; the labels, and the files."""
         import numpy as np
 

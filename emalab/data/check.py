@@ -1,7 +1,7 @@
 """Does a data set on the disk hold what its benchmark promises? Every file is decoded to find out."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -21,7 +21,10 @@ from emalab.tables import aligned
 
 _Result = TypeVar("_Result")
 
-_TABLE_ROWS = 32  # classes above which a report has no table of pixels
+_Pixels = tuple[np.ndarray, np.ndarray]  # labels, and how many pixels of each; the ignored one counts as the last class
+
+_TABLE_ROWS = 32  # classes above which a report's table of pixels has the most frequent ones alone
+_FREQUENT_ROWS = 10
 _FREQUENT = 0.01  # part of pixels above which an ignored value is suspicious beside a class without a pixel
 _SHOWN = 10  # problems of one kind that a printed report lists
 
@@ -79,14 +82,21 @@ class CheckReport:
         return "\n".join(lines)
 
     def _pixel_table(self) -> list[str]:
-        """Percent of pixels of each class in each split."""
+        """Percent of pixels of each class in each split; of many classes, the most frequent ones."""
         names = (*self.classes, "ignored")
-        if not self.pixels or len(names) > _TABLE_ROWS:
+        if not self.pixels:
             return []
+        total = np.sum(list(self.pixels.values()), axis=0)
+        shown, rest = list(range(len(names))), []
+        if len(names) > _TABLE_ROWS:
+            shown = [*np.argsort(-total[:-1], kind="stable")[:_FREQUENT_ROWS].tolist(), len(names) - 1]
+            rest = [
+                f"and {len(self.classes) - _FREQUENT_ROWS} classes with fewer pixels, {(total == 0).sum()} with none"
+            ]
         columns = {split: 100 * counts / max(counts.sum(), 1) for split, counts in self.pixels.items()}
         rows: list[tuple[str, ...]] = [("pixels in %", *columns)]
-        rows += [(name, *(_percent(column[row]) for column in columns.values())) for row, name in enumerate(names)]
-        return aligned(rows, right=range(1, len(rows[0])))
+        rows += [(names[row], *(_percent(column[row]) for column in columns.values())) for row in shown]
+        return aligned(rows, right=range(1, len(rows[0]))) + rest
 
 
 def check_dataset(
@@ -142,7 +152,7 @@ def check_dataset(
     counts = {pair: pixels for pair, (_, pixels) in zip(samples, found, strict=True) if pixels is not None}
     report.classes = spec.classes
     for split, pairs in pairs_of_split.items():
-        report.pixels[split] = sum((counts[p] for p in pairs if p in counts), np.zeros(spec.num_classes + 1, np.int64))
+        report.pixels[split] = _total((counts[pair] for pair in pairs if pair in counts), spec)
     if is_folder_name(name):
         _look_at_folder(name, spec, report)
     return report
@@ -164,11 +174,11 @@ def check_labels(name: str, splits: Sequence[str], *, progress: bool = False) ->
     for split in dict.fromkeys(splits):
         dataset = load_dataset(name, split)
 
-        def count(index: int, dataset: LabeledImages = dataset) -> np.ndarray:
+        def count(index: int, dataset: LabeledImages = dataset) -> _Pixels:
             return _pixels(dataset.mask(index), spec)
 
         counts = run_all(count, range(len(dataset)), f"reading masks of {split}", None, progress)
-        report.pixels[split] = np.sum(counts, axis=0)
+        report.pixels[split] = _total(counts, spec)
     _look_at_pixels(name, spec, report)
     if report.problems:
         raise DataError(report.problems[0].message)
@@ -209,7 +219,7 @@ def _way_out(name: str, spec: DatasetSpec, pixels: np.ndarray) -> str:
     labels = read_labels(root if root.suffix in (".yaml", ".yml") else root / CLASSES_FILE)
     absent = [label for label in range(spec.num_classes) if not pixels[label]]
     ignored = [entry for entry in labels.ignored if isinstance(entry, int)]
-    if labels.colors or len(absent) != 1 or len(ignored) != 1:
+    if labels.colors or len(absent) != 1 or len(ignored) != 1 or spec.num_classes > _TABLE_ROWS:
         return "; correct values or ignore there"
     values = list(labels.values or range(spec.num_classes))
     values[absent[0]] = ignored[0]
@@ -218,17 +228,27 @@ def _way_out(name: str, spec: DatasetSpec, pixels: np.ndarray) -> str:
     return f"; if masks store {ignored[0]} for {spec.classes[absent[0]]}, write values: {shown}{also}"
 
 
-def _pixels(mask: torch.Tensor, spec: DatasetSpec) -> np.ndarray:
-    """Pixels of each class in labels (h, w), and last of ignored ones."""
-    counts = np.bincount(np.asarray(mask).reshape(-1), minlength=256)
-    return np.append(counts[: spec.num_classes], counts[spec.ignore_index])
+def _pixels(mask: torch.Tensor, spec: DatasetSpec) -> _Pixels:
+    """The pixels of labels (h, w); few numbers, whatever the number of classes, as there can be many masks."""
+    counts = np.bincount(np.asarray(mask).reshape(-1), minlength=spec.ignore_index + 1)
+    counts = np.append(counts[: spec.num_classes], counts[spec.ignore_index])
+    present = np.flatnonzero(counts)
+    return present, counts[present]
+
+
+def _total(found: Iterable[_Pixels], spec: DatasetSpec) -> np.ndarray:
+    """Pixels of each class in all masks, and last of ignored ones: (classes + 1,)."""
+    total = np.zeros(spec.num_classes + 1, np.int64)
+    for labels, counts in found:
+        total[labels] += counts
+    return total
 
 
 def _percent(value: float) -> str:
     return "0" if value == 0 else "<0.01" if value < 0.005 else f"{value:.2f}"
 
 
-def _check_sample(dataset: SegmentationDataset, index: int) -> tuple[list[Problem], np.ndarray | None]:
+def _check_sample(dataset: SegmentationDataset, index: int) -> tuple[list[Problem], _Pixels | None]:
     """The problems of one pair of files, both looked at even when one is bad, and the pixels of each class."""
     pair = dataset.pairs[index]
     problems: list[Problem] = []

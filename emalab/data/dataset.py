@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 class Sample(NamedTuple):
     """One image and its labels.
 
-    `image` is uint8 (c, h, w), RGB for c = 3; `mask` is uint8 labels (h, w) with 255 where ignored; `name` identifies
-    the image within its data set (the stem of its file).
+    `image` is uint8 (c, h, w), RGB for c = 3; `mask` is uint8 labels (h, w) with 255 where ignored, or int32 ones with
+    65535 where there are more than 254 classes; `name` identifies the image within its data set (the stem of its file).
     """
 
     image: tv_tensors.Image
@@ -61,7 +61,7 @@ class LabeledImages(Dataset[Sample], ABC):
         return sample.image, sample.name
 
     def mask(self, index: int) -> tv_tensors.Mask:
-        """Labels of sample `index`, uint8 (h, w); its image is not read where it lies in a file of its own."""
+        """Labels of sample `index`, (h, w); its image is not read where it lies in a file of its own."""
         return self[index].mask
 
     def sample_names(self) -> Sequence[str] | None:
@@ -88,7 +88,7 @@ class SegmentationDataset(LabeledImages):
         spec: the benchmark.
         pairs: (image file, label file) of each sample.
         labels: stored label value -> class index, or `spec.ignore_index`. The default is the identity on the
-            classes, and 255 for ignored pixels. Any other value in a label file is an error.
+            classes, and on that of ignored pixels. Any other value in a label file is an error.
         colors: RGB color -> the same, for label files that are drawn in colors. The default refuses those.
         reading: how files become pixels; the default turns them upright.
         names: of the samples; by default the stems of the image files.
@@ -111,7 +111,7 @@ class SegmentationDataset(LabeledImages):
         self.pairs: Sequence[FilePair] = [FilePair(*map(Path, pair)) for pair in pairs]
         if labels is None:
             labels = {label: label for label in (*range(spec.num_classes), spec.ignore_index)}
-        self._table, self._colors = lookup_table(labels), colors
+        self._table, self._colors = lookup_table(labels, spec.ignore_index), colors
         self.reading = reading or Reading()
         self.names = [pair.image.stem for pair in self.pairs] if names is None else list(names)
 
@@ -127,7 +127,7 @@ class SegmentationDataset(LabeledImages):
         return to_tensor(self.decode_image(index).pixels), self.names[index]
 
     def mask(self, index: int) -> tv_tensors.Mask:
-        """The labels of sample `index` as uint8 (h, w), translated to class indices."""
+        """The labels of sample `index`, (h, w), translated to class indices."""
         return self.labels(index, self.read_mask(index))
 
     def sample_names(self) -> Sequence[str]:
@@ -151,7 +151,7 @@ class SegmentationDataset(LabeledImages):
         return Sample(pixels, labels, self.names[index])
 
     def labels(self, index: int, mask: StoredMask) -> tv_tensors.Mask:
-        """A stored mask translated to class indices, uint8 (h, w), turned where this data set turns."""
+        """A stored mask translated to class indices, (h, w), turned where this data set turns."""
         if self.reading.orientation != "stored":
             mask = mask._replace(values=turned(mask.values, mask.turn))
         return to_labels(mask, self._table, self._colors, self.pairs[index].mask)

@@ -42,7 +42,6 @@ from emalab.data.folder_files import (
 )
 from emalab.data.folder_labels import (
     CLASSES_FILE,
-    IGNORED,
     FolderLabels,
     existing_folder,
     folder_of,
@@ -82,7 +81,7 @@ def folder_spec(root: Path | str, labels: FolderLabels | None = None) -> Dataset
         palette=labels.colors or voc_palette(len(labels.classes)),
         splits=labeled,
         source=f"images and masks in {folder}",
-        ignore_index=IGNORED,
+        ignore_index=labels.ignore_index,
         unlabeled_splits=tuple(split for split in layout.splits if split not in labeled),
         channels=_reading(folder, labels).channels or 3,
         bits=labels.bits,
@@ -171,8 +170,8 @@ def _label_notes(labels: FolderLabels) -> list[str]:
     notes = []
     if not labels.values and not labels.colors:
         notes.append(f"masks are taken to store 0 to {len(labels.classes) - 1}, as there are no values and no colors")
-    if labels.ignore is None and IGNORED not in labels.stored_values:
-        notes.append(f"{IGNORED} is taken for ignored")
+    if labels.ignore is None:
+        notes += [f"{value} is taken for ignored" for value in labels.ignored]
     return notes
 
 

@@ -14,16 +14,17 @@ from emalab.choices import suggestion
 from emalab.data.errors import DataError, MissingFileError, UnreadableFileError
 from emalab.data.folder_files import find_layout
 from emalab.data.images import MAX_PIXELS, Orientation, Reading
-from emalab.data.masks import UNKNOWN
-from emalab.data.spec import Color
+from emalab.data.spec import Color, ignored_label
 
-__all__ = ["CLASSES_FILE", "IGNORED", "FolderLabels", "check_folder", "existing_folder", "folder_of", "read_labels"]
+__all__ = ["CLASSES_FILE", "MAX_CLASSES", "FolderLabels", "check_folder", "existing_folder", "folder_of", "read_labels"]
 
 CLASSES_FILE = "classes.yaml"
 """Where a folder says what its masks mean."""
 
-IGNORED = 255  # after loading, and in masks unless the folder says otherwise
-_MAX_BYTES = 1 << 20  # of classes.yaml; 254 names need a hundredth of it
+MAX_CLASSES = 65534
+"""As many as 16 bits hold beside the label of ignored pixels and one that stands for none."""
+
+_MAX_BYTES = 1 << 21  # of classes.yaml; as many names as are possible fit
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,10 @@ class FolderLabels:
 
     Args:
         classes: names; the position is the label after loading.
-        values: what masks store for each class, 0–255, or several such values; empty for 0, 1, 2, …
+        values: what masks store for each class, 0–65535, or several such values; empty for 0, 1, 2, …
         colors: RGB (0–255) of each class; empty for VOC's palette, which is for figures alone.
-        ignore: values and colors of pixels that neither train nor count; None for the value 255, unless that is a
-            class.
+        ignore: values and colors of pixels that neither train nor count; None for the value 255, or 65535 where a class
+            has a value above 255, unless that is a class.
         orientation: whether masks are drawn on the photographs as viewers show them ("upright") or on the pixels in
             their files ("stored"); None where no photograph has an EXIF orientation that makes a difference.
         bits: depth of grey photographs and of bands of more than 8 bits, where their files do not state it.
@@ -62,21 +63,20 @@ class FolderLabels:
     def __post_init__(self) -> None:
         self._check_names()
         color = "a color [red, green, blue], each in 0–255"
-        value = "a whole number in 0–255"
+        value = "a whole number in 0–65535"
         self._check("values", self.values, _is_value_or_values, f"{value}, or a list of them")
         self._check("colors", self.colors, _is_color, color)
-        self._check("ignore", self.ignore or (), lambda e: _is_value(e) or _is_color(e), f"a value in 0–255 or {color}")
+        self._check(
+            "ignore", self.ignore or (), lambda e: _is_value(e) or _is_color(e), f"a value in 0–65535 or {color}"
+        )
         for key, entries in (("classes", self.classes), ("values", self.stored_values), ("colors", self.colors)):
             if twice := _repeated(entries):
                 raise DataError(f"{key} has {_shown(twice[0])} twice; each class needs its own")
         if clash := _repeated([*self.stored_values, *self.colors, *self.ignored]):
-            raise DataError(
-                f"{_shown(clash[0])} in ignore is that of a class, or there twice; "
-                "one color that is ignored is written [[red, green, blue]]"
-            )
+            raise DataError(f"{_shown(clash[0])} in ignore is {self._meaning(clash[0])}")
         if self.orientation not in (None, "upright", "stored"):
             raise DataError(f"orientation is {self.orientation!r}; it must be upright or stored")
-        if self.bits is not None and not (_is_value(self.bits) and 8 <= self.bits <= 16):
+        if self.bits is not None and not (_is_byte(self.bits) and 8 <= self.bits <= 16):
             raise DataError(f"bits is {self.bits!r}; it must be a whole number in 8–16")
         if self.channels is not None and not (type(self.channels) is int and 1 <= self.channels <= 1024):
             raise DataError(f"channels is {self.channels!r}; it must be a whole number in 1–1024")
@@ -89,10 +89,10 @@ class FolderLabels:
                 f"classes has {len(self.classes)} names; training needs at least 2: name what surrounds the objects as "
                 "well, such as background"
             )
-        if len(self.classes) > UNKNOWN:
+        if len(self.classes) > MAX_CLASSES:
             raise DataError(
-                f"classes has {len(self.classes)} names; at most {UNKNOWN} are possible, as a label has 8 bits and two "
-                "of its values have another meaning. Join classes: values takes lists such as [[0, 1], 2]"
+                f"classes has {len(self.classes)} names; at most {MAX_CLASSES} are possible, as a label has 16 bits "
+                "and two of its values have another meaning. Join classes: values takes lists such as [[0, 1], 2]"
             )
         for i, name in enumerate(self.classes):
             if not isinstance(name, str) or not name:
@@ -107,6 +107,16 @@ class FolderLabels:
             if not valid(entry):
                 raise DataError(f"{key}[{i}] is {_shown(entry)}; it must be {what}")
 
+    def _meaning(self, entry: int | Color) -> str:
+        """What an entry of `ignore` stands for already, and the way out."""
+        known: dict[Any, int] = {**self._label_of_value(), **{color: i for i, color in enumerate(self.colors)}}
+        if entry not in known:
+            return "there twice; one color that is ignored is written [[red, green, blue]]"
+        name = f"that of a class, {_shown(self.classes[known[entry]])}"
+        if self.values or not isinstance(entry, int):
+            return f"{name}; take another"
+        return f"{name}, as masks are taken to store 0 to {len(self.classes) - 1}; give values, or take another"
+
     @property
     def stored_values(self) -> tuple[int, ...]:
         """What masks store for classes, one after the other."""
@@ -116,19 +126,26 @@ class FolderLabels:
     def ignored(self) -> tuple[int | Color, ...]:
         """Values and colors that are ignored."""
         if self.ignore is None:
-            return () if IGNORED in self.stored_values else (IGNORED,)
+            values = self.stored_values
+            last = 255 if max(values) <= 255 else 65535  # of 8 bits, or of 16
+            return () if last in values else (last,)
         return self.ignore
+
+    @property
+    def ignore_index(self) -> int:
+        """Label of ignored pixels after loading, whatever masks store for them."""
+        return ignored_label(len(self.classes))
 
     @property
     def label_of_value(self) -> dict[int, int]:
         """Stored value -> label, ignored ones included."""
-        ignored = {entry: IGNORED for entry in self.ignored if isinstance(entry, int)}
+        ignored = {entry: self.ignore_index for entry in self.ignored if isinstance(entry, int)}
         return self._label_of_value() | ignored
 
     @property
     def label_of_color(self) -> dict[Color, int]:
         """Color -> label, ignored ones included."""
-        ignored = {entry: IGNORED for entry in self.ignored if isinstance(entry, tuple)}
+        ignored = {entry: self.ignore_index for entry in self.ignored if isinstance(entry, tuple)}
         return {color: label for label, color in enumerate(self.colors)} | ignored
 
     @property
@@ -231,8 +248,12 @@ def _read_yaml(path: Path) -> Any:
         raise UnreadableFileError(f"{path}: cannot be read as YAML ({reason}). Correct it there.") from error
 
 
+def _is_byte(entry: Any) -> bool:
+    return _is_value(entry) and entry <= 255
+
+
 def _is_value(entry: Any) -> bool:
-    return isinstance(entry, int) and not isinstance(entry, bool) and 0 <= entry <= 255
+    return isinstance(entry, int) and not isinstance(entry, bool) and 0 <= entry <= 65535
 
 
 def _is_number(entry: Any) -> bool:
@@ -244,7 +265,7 @@ def _is_value_or_values(entry: Any) -> bool:
 
 
 def _is_color(entry: Any) -> bool:
-    return isinstance(entry, tuple) and len(entry) == 3 and all(map(_is_value, entry))
+    return isinstance(entry, tuple) and len(entry) == 3 and all(map(_is_byte, entry))
 
 
 def _as_tuple(entry: Any) -> tuple[Any, ...]:

@@ -128,7 +128,7 @@ class AugmentedDataset(Dataset[tuple[Tensor, Tensor]]):
         return len(self.dataset)
 
     def __getitem__(self, key: SampleKey) -> tuple[Tensor, Tensor]:
-        """Image uint8 (c, h, w) and mask uint8 (h, w), as plain tensors."""
+        """Image uint8 (c, h, w) and mask uint8 or int32 (h, w), as plain tensors."""
         sample = self.dataset[key.index]
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(key.seed)  # torch.manual_seed would reseed the GPU's dropout too
@@ -222,7 +222,7 @@ def training_loader(
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> ReadingLoader:
-    """Batches of a training run: images uint8 (b, c, h, w) and labels uint8 (b, h, w), one pair an iteration.
+    """Batches of a training run: images uint8 (b, c, h, w) and labels uint8 or int32 (b, h, w), one pair each.
 
     The arguments are those of `AugmentedDataset` and `IterationBatches`; `num_workers` and `pin_memory` those of
     `torch.utils.data.DataLoader`. Neither changes the data. Torch runs one thread in each worker, so as many

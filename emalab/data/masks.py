@@ -22,11 +22,13 @@ __all__ = ["MASK_SUFFIXES", "UNKNOWN", "StoredMask", "lookup_table", "open_mask"
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 """Endings of files that keep every label, in lower case."""
 
-UNKNOWN = 254  # what a lookup table gives for a value outside the label set; no benchmark here has as many classes
+UNKNOWN = 254  # what a lookup table of uint8 gives for a value outside the label set
+_UNKNOWN_WIDE = 65534  # what one of int32 gives
 
 _LOSSY = ("jpeg", "tiff_jpeg", "webp")  # compressions of TIFF that change labels
 _STRIP = 1 << 20  # colors that are translated at a time
 _SHOWN = 5  # unknown values that an error lists
+_EXPECTED = 32  # known ones
 
 
 class StoredMask(NamedTuple):
@@ -45,7 +47,7 @@ class StoredMask(NamedTuple):
 def open_mask(
     path: Path | str, table: np.ndarray, colors: Mapping[Color, int] | None = None, *, max_pixels: int = MAX_PIXELS
 ) -> tv_tensors.Mask:
-    """The label map in a file, as uint8 (h, w), each value translated by `table` (see `lookup_table`).
+    """The label map in a file (h, w), each value translated by `table`, and of its type (see `lookup_table`).
 
     A palette image is read as its indices: the colors are for people. Where `colors` are given, an image in RGB is read
     by them, and so is one whose palette has no other colors, as programs write that make an RGB image smaller. Images
@@ -86,7 +88,7 @@ def _values(image: Image.Image, depth: int) -> np.ndarray:
     if image.mode.startswith("I;16") or image.mode == "I":
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
-            raise refuse(f"has labels from {values.min()} to {values.max()}; they must be in 0–255.")
+            raise refuse(f"has labels from {values.min()} to {values.max()}; they must be in 0–65535.")
         return values.astype(np.uint16)
     if image.mode in ("LA", "RGB", "RGBA", "RGBX"):
         values = np.asarray(image)
@@ -94,31 +96,33 @@ def _values(image: Image.Image, depth: int) -> np.ndarray:
     if image.mode == "PA":
         return np.asarray(image.getchannel(0))
     raise refuse(
-        f"labels are stored as {image.mode}, expected one 8-bit channel (grey or palette) that holds label values, "
-        "or RGB with a color for each class."
+        f"labels are stored as {image.mode}, expected one channel (grey of up to 16 bits, or palette) that holds label "
+        "values, or RGB with a color for each class."
     )
 
 
 def to_labels(
     stored: StoredMask, table: np.ndarray, colors: Mapping[Color, int] | None, path: Path | str
 ) -> tv_tensors.Mask:
-    """Labels uint8 (h, w) of a stored mask; `path` is for errors. See `open_mask`."""
-    values = stored.values
+    """Labels (h, w) of a stored mask; `path` is for errors. See `open_mask`."""
+    values, nothing = stored.values, _unknown_in(table)
     if values.ndim == 3 and colors:
-        return _to_tensor(_labels_of_colors(values, colors, path))
+        return _to_tensor(_labels_of_colors(values, colors, path, table.dtype))
     if values.ndim == 3:
         grey = values[..., 0]
         if not ((grey == values[..., 1]).all() and (grey == values[..., 2]).all()):
             raise _not_values(path)
+        if stored.depth > 8:  # PIL has dropped the lower byte
+            raise _too_deep(path)
         values = grey
     elif colors and stored.colors is not None and _is_drawn(stored, colors):
-        return _to_tensor(_labels_of_colors(stored.colors[values], colors, path))
-    elif stored.colors is None and stored.depth < 8 and (table[1 : 2**stored.depth] == UNKNOWN).all():
+        return _to_tensor(_labels_of_colors(stored.colors[values], colors, path, table.dtype))
+    elif stored.colors is None and stored.depth < 8 and (table[1 : 2**stored.depth] == nothing).all():
         values = values * np.uint8(255 // (2**stored.depth - 1))
     labels = np.take(table, values, mode="clip")
-    unknown = labels == UNKNOWN
+    unknown = labels == nothing
     if values.dtype != np.uint8:
-        unknown |= values > 255
+        unknown |= values >= len(table)
     if unknown.any():
         raise _unknown_values(values[unknown], table, path)
     return _to_tensor(labels)
@@ -131,13 +135,19 @@ def _not_values(path: Path | str) -> UnknownLabelError:
     )
 
 
+def _too_deep(path: Path | str) -> UnknownLabelError:
+    return UnknownLabelError(
+        f"{path}: labels are stored in several channels of 16 bits, of which 8 can be read; save them as one channel."
+    )
+
+
 def _unknown_values(found: np.ndarray, table: np.ndarray, path: Path | str) -> UnknownLabelError:
     values, counts = np.unique(found, return_counts=True)
     shown = ", ".join(f"{value} ({count} px)" for value, count in list(zip(values, counts, strict=True))[: 2 * _SHOWN])
     more = f" and {len(values) - 2 * _SHOWN} more" if len(values) > 2 * _SHOWN else ""
     return UnknownLabelError(
         f"{path}: label values outside the label set: {shown}{more}; expected "
-        f"{ranges(np.flatnonzero(table != UNKNOWN))}. Is this the label map of another data set or release?"
+        f"{ranges(np.flatnonzero(table != _unknown_in(table)))}. Is this the label map of another data set or release?"
     )
 
 
@@ -156,11 +166,11 @@ def _to_tensor(labels: np.ndarray) -> tv_tensors.Mask:
     return as_mask(torch.from_numpy(labels))
 
 
-def _labels_of_colors(stored: np.ndarray, colors: Mapping[Color, int], path: Path | str) -> np.ndarray:
-    """RGB (h, w, 3) → labels uint8 (h, w); `UnknownLabelError` names the most frequent colors that are not known."""
+def _labels_of_colors(stored: np.ndarray, colors: Mapping[Color, int], path: Path | str, dtype: np.dtype) -> np.ndarray:
+    """RGB (h, w, 3) → labels (h, w); `UnknownLabelError` names the most frequent colors that are not known."""
     known = np.array(sorted((int(_codes(np.array(color))), label) for color, label in colors.items()))
     flat = stored.reshape(-1, 3)
-    labels = np.empty(len(flat), np.uint8)
+    labels = np.empty(len(flat), dtype)
     unknown: dict[int, int] = {}
     for start in range(0, len(flat), _STRIP):
         codes = _codes(flat[start : start + _STRIP])
@@ -172,7 +182,8 @@ def _labels_of_colors(stored: np.ndarray, colors: Mapping[Color, int], path: Pat
     if unknown:
         frequent = sorted(((count, code) for code, count in unknown.items()), reverse=True)
         worst = ", ".join(f"{_color(code)} ({count} px)" for count, code in frequent[:_SHOWN])
-        expected = ", ".join(str(list(color)) for color in colors)
+        expected = ", ".join(str(list(color)) for color in list(colors)[:_EXPECTED])
+        expected += f" and {len(colors) - _EXPECTED} more" if len(colors) > _EXPECTED else ""
         raise UnknownLabelError(
             f"{path}: {len(unknown)} colors are of no class: {worst}; expected {expected}. "
             "JPEG and interpolation invent colors between those of the classes: save masks as PNG, unscaled."
@@ -189,17 +200,39 @@ def _color(code: int) -> str:
     return str([code >> 16, code >> 8 & 255, code & 255])
 
 
-def lookup_table(labels: Mapping[int, int]) -> np.ndarray:
-    """A table (256,) uint8 from stored label to class index; values not in `labels` become `UNKNOWN`."""
-    table = np.full(256, UNKNOWN, dtype=np.uint8)
+def lookup_table(labels: Mapping[int, int], ignore_index: int = 255) -> np.ndarray:
+    """A table from stored label to class index.
+
+    Args:
+        labels: stored label -> class index, or ``ignore_index``.
+        ignore_index: the label of ignored pixels, which decides on the type as in `emalab.data.tensors.label_dtype`.
+
+    Returns:
+        uint8 or int32, (256,), or (65536,) where labels above 255 are stored. Values that are not in ``labels`` become
+        `UNKNOWN`, or 65534 in int32.
+
+    Raises:
+        ValueError: a label out of range, or one that is mapped to what stands for unknown ones.
+    """
+    wide, size = ignore_index > 255, 256 if max(labels, default=0) <= 255 else 65536
+    most, nothing = (65535, _UNKNOWN_WIDE) if wide else (255, UNKNOWN)
+    table = np.full(size, nothing, dtype=np.int32 if wide else np.uint8)
     for stored, label in labels.items():
-        if not (0 <= stored <= 255 and 0 <= label <= 255 and label != UNKNOWN):
-            raise ValueError(f"cannot map label {stored} to {label}: both must be in 0–255, the latter not {UNKNOWN}")
+        if not (0 <= stored < size and 0 <= label <= most and label != nothing):
+            raise ValueError(
+                f"cannot map label {stored} to {label}: the former must be in 0–65535, the latter in 0–{most} and not "
+                f"{nothing}"
+            )
         table[stored] = label
     return table
 
 
+def _unknown_in(table: np.ndarray) -> int:
+    return UNKNOWN if table.dtype == np.uint8 else _UNKNOWN_WIDE
+
+
 def ranges(values: np.ndarray) -> str:
-    """Sorted integers for people: 0–11, 255."""
+    """Sorted integers for people: 0–11, 255; of many runs the first."""
     runs = np.split(values, np.flatnonzero(np.diff(values) > 1) + 1)
-    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+    shown = [f"{run[0]}–{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs[:_EXPECTED]]
+    return ", ".join(shown) + (f" and {len(runs) - _EXPECTED} more" if len(runs) > _EXPECTED else "")

@@ -13,7 +13,7 @@ class InMemory(LabeledImages):
     Processes that are forked after `fill` share its memory. A sample is a copy, which its reader may change.
 
     Args:
-        dataset: what to hold, as uint8.
+        dataset: what to hold, as it gives it.
     """
 
     def __init__(self, dataset: LabeledImages) -> None:

@@ -15,7 +15,8 @@ from emalab.files import write_atomically
 __all__ = ["write_preview"]
 
 _SIDE = 320  # pixels of the longer side of an image in the picture
-_IGNORED = np.array((224, 224, 192), np.uint8)  # VOC's color of ignored pixels
+_IGNORED = np.array((224, 224, 192), np.uint8)  # VOC's color of label 255, which is ignored
+_IGNORED_WIDE = np.array((255, 255, 255), np.uint8)  # where 255 may be a class
 
 
 def write_preview(dataset: LabeledImages, path: Path, count: int = 8) -> None:
@@ -54,6 +55,6 @@ def _pair(dataset: LabeledImages, index: int) -> Image.Image:
 
 
 def _colored(labels: np.ndarray, spec: DatasetSpec) -> np.ndarray:
-    table = np.tile(_IGNORED, (256, 1))
+    table = np.tile(_IGNORED if spec.ignore_index <= 255 else _IGNORED_WIDE, (spec.ignore_index + 1, 1))
     table[: spec.num_classes] = spec.palette
     return table[labels]

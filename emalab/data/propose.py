@@ -13,14 +13,16 @@ import yaml
 from emalab.data.conversion import run_all
 from emalab.data.errors import DataError, MissingFileError
 from emalab.data.folder_files import find_layout, find_split, labeled_splits, why_unlabeled
-from emalab.data.folder_labels import CLASSES_FILE, IGNORED, FolderLabels
-from emalab.data.masks import UNKNOWN, StoredMask, read_stored
+from emalab.data.folder_labels import CLASSES_FILE, MAX_CLASSES, FolderLabels
+from emalab.data.masks import StoredMask, read_stored
 from emalab.data.spec import Color
 from emalab.files import write_atomically
 
 __all__ = ["Proposal", "propose_labels"]
 
 _MANY = 40  # more grey values than this are rather soft edges than classes
+_DENSE = 0.25  # part of 0, 1, … up to the largest that occurs where values of 16 bits are classes, some of them rare
+_IN_LINE = 24  # classes that a proposal names in one line
 _SHOWN = 12  # values that a proposal lists with their share
 Stored = int | Color
 
@@ -45,11 +47,10 @@ class Proposal:
     def text(self) -> str:
         """The file, ready to edit."""
         labels = self.labels
-        entries = {"classes": list(labels.classes)}
         lines = [
             f"# Proposed from {self.num_masks} masks: give the classes their names, and correct the rest.",
             f"# The masks hold {self.in_words()}.",
-            *(f"{key}: {_flow(value)}" for key, value in entries.items()),
+            *self._class_lines(),
         ]
         if labels.values:
             lines.append(f"values: {_flow(list(labels.values))}")
@@ -58,6 +59,14 @@ class Proposal:
         if labels.ignored:
             lines.append(f"ignore: {_flow(list(labels.ignored))}")
         return "\n".join(lines) + "\n"
+
+    def _class_lines(self) -> list[str]:
+        """The names in one line, or, where they are many, in a line each with what masks store for it."""
+        labels = self.labels
+        if len(labels.classes) <= _IN_LINE:
+            return [f"classes: {_flow(list(labels.classes))}"]
+        entries: Sequence[object] = labels.values or [list(color) for color in labels.colors] or range(MAX_CLASSES)
+        return ["classes:", *(f"- {name}  # {entry}" for name, entry in zip(labels.classes, entries, strict=False))]
 
     def in_words(self) -> str:
         """Such as "0 (71.3 % of pixels), 255 (28.7 %)"."""
@@ -76,7 +85,7 @@ def propose_labels(folder: Path, *, num_threads: int | None = None, progress: bo
     """Read every mask of ``folder`` and propose what its values or colors mean.
 
     255 is taken for ignored where the other values are 0, 1, 2, …, and for a class where they are not, as in masks of
-    0 and 255.
+    0 and 255. So is 65535 in masks of 16 bits with values above 255, where classes may be missing in between.
 
     Raises:
         DataError: there are no masks, a mask cannot be read, or they hold too many values to be labels.
@@ -89,11 +98,11 @@ def propose_labels(folder: Path, *, num_threads: int | None = None, progress: bo
         kinds.add(ndim)
         if len(kinds) > 1:
             raise DataError(f"{folder / 'masks'}: some masks are grey and others in colors; bring them into one form.")
-        if len(counts) > 256:
-            what = "colors" if ndim == 3 else "values"
+        if ndim == 3 and len(counts) > 256:
             raise DataError(
-                f"{folder / 'masks'}: the masks hold more than 256 {what}, which are no labels. JPEG, scaling and soft "
-                "brushes make these: save masks as PNG, unscaled."
+                f"{folder / 'masks'}: the masks hold more than 256 colors, more like soft edges than classes. JPEG, "
+                "scaling and soft brushes make these: save masks as PNG, unscaled. If they are classes, write "
+                f"{CLASSES_FILE} yourself: classes and colors."
             )
     total = sum(counts.values())
     shares = {key: counts[key] / total for key in sorted(counts, key=lambda k: k if isinstance(k, tuple) else (k,))}
@@ -136,27 +145,31 @@ def _meaning(found: list[Stored], folder: Path) -> FolderLabels:
         _check_number(len(colors), folder)
         return FolderLabels(tuple(_names(len(colors), dark=sum(colors[0]) == 0)), colors=tuple(colors))
     values = [entry for entry in found if isinstance(entry, int)]
-    if values[-1] > 255:
-        raise DataError(f"{folder / 'masks'}: the masks hold values up to {values[-1]}; labels are 0–255.")
-    ignore = None
-    if values[-1] == IGNORED and len(values) > 2 and values[:-1] == list(range(len(values) - 1)):
-        values, ignore = values[:-1], (IGNORED,)
+    last, ignore = 255 if values[-1] <= 255 else 65535, None
+    if last in values and len(values) > 2 and (_is_plain(values[:-1]) or last > 255):
+        values, ignore = values[:-1], (last,)
+    if len(values) > _MANY and last > 255 and len(values) >= _DENSE * values[-1]:
+        values = list(range(values[-1] + 1))
     _check_number(len(values), folder)
-    if len(values) > _MANY and values != list(range(len(values))):
+    if len(values) > _MANY and not (_is_plain(values) and (len(values) <= 254 or last > 255)):
         raise DataError(
             f"{folder / 'masks'}: the masks hold {len(values)} values between {values[0]} and {values[-1]}, more like "
             f"soft edges than classes. If they are classes, write {CLASSES_FILE} yourself: classes and values."
         )
-    if ignore is None and IGNORED not in values:
-        ignore = (IGNORED,)
-    plain = values == list(range(len(values)))
-    return FolderLabels(tuple(_names(len(values), values[0] == 0)), () if plain else tuple(values), ignore=ignore)
+    if ignore is None and last not in values:
+        ignore = (last,)
+    names = tuple(_names(len(values), values[0] == 0))
+    return FolderLabels(names, () if _is_plain(values) else tuple(values), ignore=ignore)
+
+
+def _is_plain(values: list[int]) -> bool:
+    return values == list(range(len(values)))
 
 
 def _check_number(count: int, folder: Path) -> None:
-    if not 2 <= count <= UNKNOWN:
+    if not 2 <= count <= MAX_CLASSES:
         held = "a single value" if count == 1 else f"{count} values"
-        raise DataError(f"{folder / 'masks'}: the masks hold {held}; there must be 2 to {UNKNOWN} classes.")
+        raise DataError(f"{folder / 'masks'}: the masks hold {held}; there must be 2 to {MAX_CLASSES} classes.")
 
 
 def _names(count: int, dark: bool) -> list[str]:

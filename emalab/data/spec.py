@@ -5,6 +5,14 @@ from dataclasses import dataclass
 Color = tuple[int, int, int]
 
 
+def ignored_label(num_classes: int) -> int:
+    """The label of ignored pixels beside so many classes: the largest of the type that holds them all, 255 or 65535.
+
+    The one below it marks what is no label while files are read: 254 classes fit into 8 bits, and 65534 into 16.
+    """
+    return 255 if num_classes <= 254 else 65535
+
+
 @dataclass(frozen=True)
 class DatasetSpec:
     """The constants of one benchmark.
@@ -16,7 +24,8 @@ class DatasetSpec:
         palette: one RGB color (0–255) for each class.
         splits: names of the lists of images.
         source: the release that the labels come from, and its terms.
-        ignore_index: label value of pixels that neither train nor count.
+        ignore_index: label value of pixels that neither train nor count: 255, or 65535 beside more than 254 classes.
+            Masks are uint8 with the one, and int32 with the other.
         report_name: name of the headline score.
         report_classes: classes that the headline score averages over; empty for all of them.
         split_sizes: published number of images of each split; empty where none is published.
@@ -49,14 +58,21 @@ class DatasetSpec:
         if not self.classes or not self.splits:
             fail("needs at least one class and one split")
         if len(set(self.classes)) != len(self.classes):
-            fail(f"class names repeat: {self.classes}")
+            twice = next(name for i, name in enumerate(self.classes) if name in self.classes[:i])
+            fail(f"class names repeat: {twice!r} is there twice")
         if len(self.palette) != len(self.classes):
             fail(f"{len(self.classes)} classes but {len(self.palette)} palette colors")
         for color in self.palette:
             if len(color) != 3 or not all(0 <= value <= 255 for value in color):
                 fail(f"palette color {color} is not RGB in 0–255")
-        if not len(self.classes) <= self.ignore_index <= 255:
-            fail(f"ignore_index {self.ignore_index} must lie above the {len(self.classes)} labels, and at most at 255")
+        count, most = len(self.classes), 254 if self.ignore_index <= 255 else 65534
+        if count > most:
+            fail(
+                f"{count} classes; with ignore_index {self.ignore_index} at most {most} fit"
+                + ", take 65535" * (most < 255)
+            )
+        if not count <= self.ignore_index <= 65535:
+            fail(f"ignore_index {self.ignore_index} must lie above the {count} labels, and at most at 65535")
         if unknown := set(self.report_classes) - set(self.classes):
             fail(f"report_classes {sorted(unknown)} are not among its classes")
         if self.split_sizes and len(self.split_sizes) != len(self.splits):
@@ -74,7 +90,8 @@ class DatasetSpec:
     @property
     def report_indices(self) -> tuple[int, ...]:
         """Labels that the headline score averages over, in the order of `report_classes`."""
-        return tuple(self.classes.index(name) for name in self.report_classes or self.classes)
+        label = {name: i for i, name in enumerate(self.classes)}
+        return tuple(label[name] for name in self.report_classes or self.classes)
 
 
 def channels_in_words(channels: int) -> str:

@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from emalab.data.dataset import Sample
-from emalab.data.tensors import as_image, as_mask
+from emalab.data.tensors import as_image, as_mask, label_dtype
 from emalab.modules import IMAGENET_MEAN
 
 
@@ -35,7 +35,7 @@ class TrainTransform(nn.Module):
             Images of other than three channels have no saturation and no hue: brightness and contrast change.
         mean_fill: value in 0–1 of each of c channels in the padding; with the mean of `Normalize`, padding is 0 for the
             network.
-        ignore_index: label of the padding.
+        ignore_index: label of the padding; above 255, masks are int32.
 
     Raises:
         ValueError: an argument out of range.
@@ -90,7 +90,7 @@ class TrainTransform(nn.Module):
             image = distort(image, self.photometric)
 
         image_crop = self.fill[:, None, None].repeat(1, *self.crop_size)
-        mask_crop = torch.full(self.crop_size, self.ignore_index, dtype=torch.uint8)
+        mask_crop = torch.full(self.crop_size, self.ignore_index, dtype=label_dtype(self.ignore_index))
         image_crop[:, rows.target, columns.target] = image
         mask_crop[rows.target, columns.target] = mask
         if torch.rand(()) < self.flip:

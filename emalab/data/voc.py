@@ -19,7 +19,7 @@ def voc_palette(num_colors: int = 256) -> tuple[Color, ...]:
     """
 
     def channel(label: int, c: int) -> int:
-        return sum((label >> (3 * j + c) & 1) << (7 - j) for j in range(3))
+        return sum((label >> (3 * j + c) & 1) << (7 - j) for j in range(8))
 
     return tuple((channel(label, 0), channel(label, 1), channel(label, 2)) for label in range(num_colors))
 

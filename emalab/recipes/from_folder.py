@@ -9,6 +9,7 @@ The network is the shipped one, whose classifier starts anew: a few hundred imag
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from emalab.data import DataError, LabeledImages, get_spec, load_dataset
 from emalab.data.bands import read_header
 from emalab.data.dataset import SegmentationDataset
 from emalab.data.folder import CLASSES_FILE, folder_of
-from emalab.data.folder_files import find_layout, write_splits
+from emalab.data.folder_files import find_layout, listed, write_splits
 from emalab.data.parts import Subset
 from emalab.data.propose import propose_labels
 from emalab.recipes.catalog import get_recipe
@@ -35,6 +36,8 @@ _TRAIN = ("train", "training", "trn")
 _EVAL = ("val", "valid", "validation", "eval", "dev", "test", "testing")
 _SMALL = 128  # pixels of a crop below which a stride of 16 would leave too few positions
 _SIZED = 200  # images whose headers are looked at
+_FEWEST_IMAGES = 4  # in a batch of many classes: for fewer, the crop shrinks
+_LISTED = 32  # classes that are all named
 
 
 class _Budget(NamedTuple):
@@ -46,11 +49,12 @@ class _Budget(NamedTuple):
     epochs: int  # passes over the images, within the next two
     fewest: int  # iterations
     pixels: float  # that are learned from in all
+    logits: float  # of a batch: pixels times classes, each of which takes about 12 bytes
 
 
 _BUDGETS = {
-    "cpu": _Budget(crop=192, batch_size=8, lr=7e-4, epochs=60, fewest=100, pixels=0.9e8),
-    "gpu": _Budget(crop=512, batch_size=16, lr=1e-3, epochs=60, fewest=400, pixels=3e10),
+    "cpu": _Budget(crop=192, batch_size=8, lr=7e-4, epochs=60, fewest=100, pixels=0.9e8, logits=2**27),
+    "gpu": _Budget(crop=512, batch_size=16, lr=1e-3, epochs=60, fewest=400, pixels=3e10, logits=2**30),
 }
 
 
@@ -79,8 +83,9 @@ def recipe_for_folder(
     budget = _BUDGETS[_device() if device == "auto" else device]
     heights, widths = _sizes(data)
     crop = (_crop_side(heights, budget.crop), _crop_side(widths, budget.crop))
+    crop, batch_size = _fit_classes(crop, spec.num_classes, budget)
     base = get_recipe(_BASE)
-    iterations = _iterations(len(data), crop, budget)
+    iterations = _iterations(len(data), crop, batch_size, budget)
     large = max(int(heights.max()), int(widths.max())) > 1024
     on_cpu = budget is _BUDGETS["cpu"]
     return replace(
@@ -105,7 +110,7 @@ def recipe_for_folder(
         optim=replace(
             base.optim,
             lr=budget.lr,
-            batch_size=budget.batch_size,
+            batch_size=batch_size,
             iterations=iterations,
             warmup=min(base.optim.warmup, iterations // 10),
         ),
@@ -147,7 +152,7 @@ def describe_recipe(recipe: Recipe) -> list[tuple[str, str]]:
     (height, width), (low, high) = data.crop_size, data.scale_range
     steps = f"{optim.iterations} iterations of {optim.batch_size} images ({passes:.0f} passes)"
     return [
-        ("classes", ", ".join(spec.classes)),
+        ("classes", ", ".join(spec.classes) if len(spec.classes) <= _LISTED else listed(spec.classes)),
         ("train", f"{data.train_split}, {_images(len(train))}"),
         ("evaluation", f"{data.eval_split}, {_images(len(evaluation))}, {where}"),
         ("network", f"{recipe.init_from}, {spec.num_classes} classes anew"),
@@ -195,10 +200,20 @@ def _crop_side(sides: np.ndarray, most: int) -> int:
     return int(np.clip(np.ceil(np.median(sides) / 16) * 16, 32, most))
 
 
-def _iterations(images: int, crop: tuple[int, int], budget: _Budget) -> int:
+def _fit_classes(crop: tuple[int, int], classes: int, budget: _Budget) -> tuple[tuple[int, int], int]:
+    """Crop and batch size, smaller where the logits of that many classes would fill the memory."""
+    height, width = crop
+    shrink = math.sqrt(budget.logits / (_FEWEST_IMAGES * classes * height * width))
+    if shrink < 1:
+        height, width = (max(int(side * shrink) // 16 * 16, 32) for side in crop)
+    affordable = int(budget.logits // (classes * height * width))
+    return (height, width), min(budget.batch_size, max(affordable, _FEWEST_IMAGES))
+
+
+def _iterations(images: int, crop: tuple[int, int], batch_size: int, budget: _Budget) -> int:
     """So many passes over the images as the device has time for."""
-    affordable = round(budget.pixels / (crop[0] * crop[1] * budget.batch_size))
-    wanted = round(budget.epochs * images / budget.batch_size)
+    affordable = round(budget.pixels / (crop[0] * crop[1] * batch_size))
+    wanted = round(budget.epochs * images / batch_size)
     return max(min(wanted, affordable), budget.fewest)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from emalab.data import get_spec
 from emalab.data.spec import DatasetSpec
+from emalab.data.voc import voc_palette
 from emalab.metrics import SegmentationMetric, scores_from_confusion
 
 REFERENCE = np.load(Path(__file__).parents[1] / "reference" / "metric.npz")
@@ -105,6 +106,47 @@ class TestConventions:
         scores = counted(labels([0]), labels([0]), spec).compute()
         assert math.isnan(scores.miou)
         assert json.loads(json.dumps(scores.to_dict(), allow_nan=False))["miou"] is None
+
+
+class TestManyClasses:
+    SPEC = DatasetSpec(
+        "many", "Many", tuple(f"c{i}" for i in range(1500)), voc_palette(1500), ("val",), "made up", ignore_index=65535
+    )
+
+    def random(self, seed: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        mask = torch.randint(1500, (2, 40, 50), generator=generator, dtype=torch.int32)
+        prediction = mask.where(torch.rand(mask.shape, generator=generator) < 0.5, (mask * 7 + 3) % 1500)
+        return prediction, mask.masked_fill(torch.rand(mask.shape, generator=generator) < 0.1, 65535)
+
+    def test_scores_are_those_of_the_matrix(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Which is not kept: it would grow with the square of their number."""
+        metric, batches = SegmentationMetric(self.SPEC), [self.random(0), self.random(1)]
+        monkeypatch.setattr("emalab.metrics._MATRIX_CLASSES", 1500)
+        whole = SegmentationMetric(self.SPEC)
+        for batch in batches:
+            whole.update(*batch)
+        expected = whole.compute().to_dict()
+        monkeypatch.setattr("emalab.metrics._MATRIX_CLASSES", 1499)
+        for batch in batches:
+            metric.update(*batch)
+        assert metric.compute().to_dict() == expected
+        assert expected["images"] == 4
+        assert metric._counts.numel() == 3 * 1500
+
+    def test_the_matrix_is_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"many has 1500 classes; the confusion matrix is kept up to 1024, comp"):
+            SegmentationMetric(self.SPEC).confusion()
+
+    def test_label_of_no_class(self) -> None:
+        wrong = torch.tensor([[[1500]]], dtype=torch.int32)
+        with pytest.raises(ValueError, match="label 1500 is not in many: its labels are 0 to 1499, and 65535 for"):
+            counted(torch.zeros_like(wrong), wrong, self.SPEC)
+
+    def test_nothing_to_count(self) -> None:
+        ignored = torch.full((1, 2, 2), 65535, dtype=torch.int32)
+        with pytest.raises(ValueError, match=r"no labeled pixel of many was counted; is every label 65535 \(ignored\)"):
+            counted(torch.zeros_like(ignored), ignored, self.SPEC).compute()
 
 
 def test_logits_are_labeled_by_their_largest() -> None:

@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emalab.data import get_spec
+from emalab.data import DatasetSpec, get_spec
+from emalab.data.voc import voc_palette
 from emalab.viz import colorize, overlay, save_labels, save_picture
 
 VOC = get_spec("voc")
 CAT = VOC.classes.index("cat")
+MANY = DatasetSpec(
+    "many", "Many", tuple(f"class {i}" for i in range(300)), voc_palette(300), ("val",), "made up", ignore_index=65535
+)
 
 
 def every_label() -> np.ndarray:
@@ -34,6 +38,16 @@ def test_palette_png_holds_the_labels_and_shows_the_colors(tmp_path: Path) -> No
         assert np.array_equal(np.asarray(stored), labels)
         assert np.array_equal(np.asarray(stored.convert("RGB")), colorize(labels, VOC))
     assert [file.name for file in path.parent.iterdir()] == ["labels.png"]
+
+
+def test_more_classes_than_a_palette_has(tmp_path: Path) -> None:
+    labels = np.array([[0, 254, 255], [256, 299, 65535]], np.int32)
+    save_labels(labels, MANY, tmp_path / "labels.png")
+    with Image.open(tmp_path / "labels.png") as stored:
+        assert stored.mode == "I;16"
+        assert np.array_equal(np.asarray(stored), labels)
+    colors = colorize(labels, MANY).reshape(-1, 3)
+    assert [tuple(color) for color in colors] == [*(MANY.palette[i] for i in (0, 254, 255, 256, 299)), (255, 255, 255)]
 
 
 def test_picture_round_trip(tmp_path: Path) -> None:
@@ -76,6 +90,13 @@ class TestOverlay:
         assert picture.height > overlay(self.grey, self.labels(CAT, 0), VOC).height
         shown = {tuple(color) for color in np.asarray(picture)[100:].reshape(-1, 3)}
         assert set(VOC.palette) <= shown
+
+    def test_legend_of_many_classes_has_an_end(self) -> None:
+        photo, labels = Image.new("RGB", (300, 300)), np.arange(300, dtype=np.uint16)[:, None].repeat(300, axis=1)
+        picture, first = overlay(photo, labels, MANY), overlay(photo, labels, MANY, named=range(48))
+        assert abs(picture.height - first.height) <= 24  # a row for "and 252 more"
+        whole = overlay(photo, labels, MANY, named=range(300))
+        assert whole.height > 2 * picture.height
 
     def test_nothing_labeled_gives_no_legend_entry(self) -> None:
         picture = overlay(self.grey, self.labels(255, 255), VOC)

@@ -142,8 +142,8 @@ def test_folder_in_place_of_an_image(tmp_path):
 def test_lookup_table():
     table = lookup_table({0: 0, 7: 1, 11: 255})
     assert table[[0, 7, 11, 3]].tolist() == [0, 1, 255, UNKNOWN]
-    with pytest.raises(ValueError, match="256"):
-        lookup_table({256: 0})
+    with pytest.raises(ValueError, match="65536"):
+        lookup_table({65536: 0})
     with pytest.raises(ValueError, match="254"):
         lookup_table({0: 254})
 

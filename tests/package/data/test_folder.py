@@ -108,6 +108,7 @@ def test_defaults(tmp_path: Path):
     assert (labels.stored_values, labels.ignored) == ((0, 1), (255,))
     binary = FolderLabels(("a", "b"), values=(0, 255))
     assert binary.ignored == ()  # 255 is a class here
+    assert FolderLabels(("a", "b"), values=(0, 256)).ignored == (65535,)  # masks have 16 bits
 
 
 def test_everything(tmp_path: Path):
@@ -129,9 +130,8 @@ def test_everything(tmp_path: Path):
         ("classes: [a, b]\nvalues: 3", "values is 3; it must be a list"),
         ("classes: []", "classes has 0 names; training needs at least 2: name what surrounds the objects as well"),
         ("classes: [roof]", "classes has 1 names; training needs at least 2"),
-        (f"classes: [{', '.join(f'c{i}' for i in range(255))}]", r"classes has 255 names; at most 254 are possible"),
         ('classes: [a, "b\\e[31m"]', r"classes\[1\] is 'b\\x1b\[31m'; a name must have printable characters"),
-        ("classes: [a, b]\nvalues: [[], 1]", r"values\[0\] is \[\]; it must be a whole number in 0–255, or a list"),
+        ("classes: [a, b]\nvalues: [[], 1]", r"values\[0\] is \[\]; it must be a whole number in 0–65535, or a list"),
         ("classes: [a, b]\nvalues: [[0, 1], 1]", "values has 1 twice"),
         ("classes: [a, b]\norientation: left", "orientation is 'left'; it must be upright or stored"),
         ("classes: [a, b]\nbits: 17", "bits is 17; it must be a whole number in 8–16"),
@@ -139,19 +139,28 @@ def test_everything(tmp_path: Path):
         ("a: &a [x, x]\nclasses: [*a, *a]", r"cannot be read as YAML \(aliases \(\*name\) are not used here; .*line 2"),
         ("classes: 2001-99-99", r"cannot be read as YAML \(month must be in 1\.\.12"),
         ("[" * 5000, r"cannot be read as YAML \(nested too deeply\)"),
-        ("#" * 1_100_000, "has 1100000 bytes; a few lines of YAML are expected"),
+        ("#" * 2_100_000, "has 2100000 bytes; a few lines of YAML are expected"),
         ("classes: [yes, no]", r'classes\[0\] is True, not a name; .*"quotes"'),
         ("classes: [a, b, a]", "classes has 'a' twice"),
         ("classes: [a, b]\nvalues: [1]", "values has 1 entries for 2 classes"),
-        ("classes: [a, b]\nvalues: [1, 256]", r"values\[1\] is 256; it must be a whole number in 0–255"),
+        ("classes: [a, b]\nvalues: [1, 65536]", r"values\[1\] is 65536; it must be a whole number in 0–65535"),
+        ("classes: [a, b]\ncolors: [[0, 0, 256], [0, 0, 1]]", r"colors\[0\] is \[0, 0, 256\]; it must be a color"),
         ("classes: [a, b]\nvalues: [true, 2]", r"values\[0\] is True"),
         ("classes: [a, b]\nvalues: [2, 2]", "values has 2 twice"),
         ("classes: [a, b]\ncolors: [[1, 2], [3, 4, 5]]", r"colors\[0\] is \[1, 2\]; it must be a color"),
         ("classes: [a, b]\ncolors: [[1, 2, 3], #fff\n]", "colors has 1 entries for 2 classes"),
         ("classes: [a, b]\ncolors: [[1, 2, 3], [1, 2, 3]]", r"colors has \[1, 2, 3\] twice"),
-        ("classes: [a, b]\nignore: 1", "1 in ignore is that of a class"),
+        (
+            "classes: [a, b]\nignore: 1",
+            r"1 in ignore is that of a class, 'b', as masks are taken to store 0 to 1; give",
+        ),
+        ("classes: [a, b]\nvalues: [[0, 300], 7]\nignore: 300", "300 in ignore is that of a class, 'a'; take another"),
+        (
+            "classes: [a, b]\ncolors: [[0, 0, 1], [0, 0, 2]]\nignore: [[0, 0, 2]]",
+            r"\[0, 0, 2\] in ignore is that of a class, 'b'; take another",
+        ),
         ("classes: [a, b]\nignore: [9, 9, 9]", r"9 in ignore .* twice; .*written \[\[red, green, blue\]\]"),
-        ("classes: [a, b]\nignore: [nothing]", r"ignore\[0\] is 'nothing'; it must be a value in 0–255 or a color"),
+        ("classes: [a, b]\nignore: [nothing]", r"ignore\[0\] is 'nothing'; it must be a value in 0–65535 or a color"),
     ],
 )
 def test_what_it_must_not_say(tmp_path: Path, text: str, message: str):

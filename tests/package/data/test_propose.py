@@ -60,7 +60,56 @@ def test_grey_in_rgb_and_palettes_count_as_grey(tmp_path: Path):
     assert propose_labels(tmp_path).labels.values == (0, 255)
 
 
+def make_wide(root: Path, *values: int) -> Path:
+    """Masks of 16 bits."""
+    make(root, None, 0, 1)
+    for i in range(3):
+        Image.fromarray(random_labels(list(values), (40, 60), seed=i).astype(np.uint16)).save(root / f"masks/{i}.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("values", "classes", "stored", "ignored"),
+    [
+        (range(300), 300, (), 65535),
+        ((*range(300), 65535), 300, (), 65535),
+        ((*range(0, 300, 3), 65535), 298, (), 65535),  # two of three classes are rare
+        ((0, 1, 2, 65535), 3, (), 65535),
+        ((1000, 2000, 65535), 2, (1000, 2000), 65535),
+        ((0, 65535), 2, (0, 65535), None),
+        ((0, 1), 2, (), 255),  # 16 bits that nobody needs
+    ],
+)
+def test_16_bits(tmp_path: Path, values: tuple[int, ...], classes: int, stored: tuple[int, ...], ignored: int | None):
+    proposal = propose_labels(make_wide(tmp_path, *values))
+    assert len(proposal.labels.classes) == classes
+    assert proposal.labels.values == stored
+    assert proposal.labels.ignored == (() if ignored is None else (ignored,))
+    proposal.write()
+    labels = read_labels(proposal.file)
+    assert (labels.classes, labels.values, labels.ignored) == (proposal.labels.classes, stored, proposal.labels.ignored)
+
+
+def test_many_classes_have_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    root = make_wide(tmp_path / "many", *range(1, 301))
+    assert "\n- class 7  # 7\n- class 8  # 8\n" in propose_labels(root).text
+    with pytest.raises(SystemExit):
+        main(["data", "check", f"{root}/"])
+    shown = capsys.readouterr().out
+    assert "\n- class 20  # 20\n" in shown
+    assert shown.endswith("\n… 276 more lines\nignore: [65535]\n\n")
+    assert len(shown.splitlines()) < 40
+
+
+def test_16_bits_that_number_objects(tmp_path: Path):
+    with pytest.raises(DataError, match="60 values between 0 and 59000, more like soft edges than classes"):
+        propose_labels(make_wide(tmp_path, *range(0, 60000, 1000)))
+
+
 def test_what_is_no_label_map(tmp_path: Path):
+    make(tmp_path, np.resize(np.arange(256), (24, 32)))
+    with pytest.raises(DataError, match=r"255 values between 0 and 254, more like soft edges than classes"):
+        propose_labels(tmp_path)
     make(tmp_path, np.arange(24 * 32).reshape(24, 32) % 125 * 2)
     with pytest.raises(DataError, match=r"125 values between 0 and 248, more like soft edges than classes"):
         propose_labels(tmp_path)
@@ -73,7 +122,7 @@ def test_what_is_no_label_map(tmp_path: Path):
         propose_labels(tmp_path)
     noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "masks/1.png")
-    with pytest.raises(DataError, match="the masks hold more than 256 colors, which are no labels"):
+    with pytest.raises(DataError, match="the masks hold more than 256 colors, more like soft edges than classes"):
         propose_labels(tmp_path)
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from emalab.data import DataError, DatasetSpec, dataset_names, get_spec, load_dataset
 from emalab.data.camvid import CAMVID
+from emalab.data.spec import ignored_label
 from emalab.data.voc import VOC, VOC_ANIMALS, voc_palette
 
 
@@ -19,6 +20,17 @@ def spec(**changes) -> DatasetSpec:
     return DatasetSpec(**(fields | changes))
 
 
+def many(count: int) -> dict[str, object]:
+    return {"classes": tuple(f"class {i}" for i in range(count)), "palette": voc_palette(count)}
+
+
+def test_more_classes_than_8_bits_hold():
+    large = spec(**many(65534), ignore_index=65535)
+    assert large.report_indices == tuple(range(65534))
+    assert len(set(large.palette)) == 65534
+    assert [ignored_label(count) for count in (2, 254, 255, 65534)] == [255, 255, 65535, 65535]
+
+
 def test_report_indices_default_to_all_classes():
     assert spec().report_indices == (0, 1)
     assert spec(report_classes=("b",)).report_indices == (1,)
@@ -27,13 +39,16 @@ def test_report_indices_default_to_all_classes():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"classes": ("a", "a")}, "repeat"),
+        ({"classes": ("a", "b", "a")}, "class names repeat: 'a' is there twice"),
         ({"classes": ()}, "at least one class"),
         ({"splits": ()}, "at least one class"),
         ({"palette": ((0, 0, 0),)}, "2 classes but 1 palette"),
         ({"palette": ((0, 0, 0), (0, 0, 256))}, r"\(0, 0, 256\)"),
         ({"ignore_index": 1}, "ignore_index 1"),
-        ({"ignore_index": 256}, "ignore_index 256"),
+        ({"ignore_index": 65536}, "ignore_index 65536"),
+        (many(255), "255 classes; with ignore_index 255 at most 254 fit, take 65535"),
+        (many(299) | {"ignore_index": 298}, "ignore_index 298 must lie above the 299 labels"),
+        (many(65535) | {"ignore_index": 65535}, "65535 classes; with ignore_index 65535 at most 65534 fit$"),
         ({"report_classes": ("c",)}, r"\['c'\]"),
         ({"split_sizes": (1, 2)}, "1 splits but 2 split_sizes"),
     ],
