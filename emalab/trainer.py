@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from emalab.averaging import WeightAverage
 from emalab.channel_statistics import with_statistics
 from emalab.checkpoints import CheckpointError, load_training_state, save_training_state, tensors_checksum
 from emalab.data import LabeledImages, load_dataset
@@ -57,7 +58,7 @@ _MOST_CURVES = 254  # of classes in TensorBoard
 class TrainResult(NamedTuple):
     """What a finished run leaves behind."""
 
-    model: Segmenter  # as trained, in evaluation mode
+    model: Segmenter  # as trained, or the average of its weights where the recipe asks for it; in evaluation mode
     scores: dict[str, SegmentationScores]  # by protocol: "single scale", and "multi-scale + flip" where asked for
     record: dict[str, Any]  # what record.json holds
 
@@ -142,7 +143,9 @@ class Trainer:
         optimizer = make_optimizer(self.model, recipe.optim, fused=self.fabric.device.type == "cuda")
         self._execution = Execution(self.fabric, recipe, step, optimizer)
         self.optimizer = self._execution.optimizer
-        self.scored = self.model.with_output_stride(recipe.evaluation.output_stride or recipe.model.output_stride)
+        self.average = WeightAverage(self.model, recipe.optim.average) if recipe.optim.average else None
+        self.released = self.average.model if self.average else self.model  # what is scored, saved and returned
+        self.scored = self.released.with_output_stride(recipe.evaluation.output_stride or recipe.model.output_stride)
         if self.last.exists():
             self._resume()
         self._saved = self.iteration
@@ -158,7 +161,9 @@ class Trainer:
         unshared = self.fabric.device.type == "cpu" and not self.recipe.optim.freeze_batch_norm
         now = {"data": self._identity, "processes": self.fabric.world_size if unshared else None}
         changes = refuse_changes(self.last, recipe, state, self.recipe, now)
-        self.model.load_state_dict(state["model"])
+        self.model.load_state_dict(state.get("unaveraged", state["model"]))
+        if self.average:
+            self.average.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if scaler := state.get("scaler"):
             self.fabric.strategy.precision.load_state_dict(scaler)
@@ -324,6 +329,8 @@ class Trainer:
             )
         self.optimizer.step()
         self.iteration += 1
+        if self.average:
+            self.average.update(self.iteration)
         return loss
 
     def evaluate(self, views: Views | None = None) -> SegmentationScores:
@@ -333,7 +340,7 @@ class Trainer:
             views: what to average over; by default the images as they are, in the recipe's windows.
         """
         config = self.recipe.evaluation
-        share_buffers(self.model)  # what is scored is what is saved
+        self._share_buffers()
         self._refuse_divergence()
         with self.fabric.autocast():
             scores = evaluate(
@@ -346,6 +353,12 @@ class Trainer:
             )
         self._train_mode()
         return scores
+
+    def _share_buffers(self) -> None:
+        """What is scored is what is saved."""
+        share_buffers(self.model)
+        if self.average:
+            share_buffers(self.average.model)
 
     def _refuse_divergence(self) -> None:
         """All ranks stop together."""
@@ -360,7 +373,7 @@ class Trainer:
 
     def save(self, path: Path) -> None:
         """Write a checkpoint from which the run can resume; one with NaN or infinite values is never written."""
-        share_buffers(self.model)  # what is scored is what is saved
+        self._share_buffers()
         self._refuse_divergence()
         if self.fabric.is_global_zero:
             self._write(path)
@@ -407,7 +420,7 @@ class Trainer:
             scores,
             origin=self.origin,
             run=self.run,
-            weights=tensors_checksum(self.model.state_dict()),
+            weights=tensors_checksum(self.released.state_dict()),
             devices=self.fabric.world_size,
             seconds={"training": self.seconds, "evaluation": time.perf_counter() - started},
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
@@ -415,7 +428,7 @@ class Trainer:
         )
         if self.fabric.is_global_zero:
             write_record(self.folder.record, record)
-        return TrainResult(self.model.eval(), scores, record)
+        return TrainResult(self.released.eval(), scores, record)
 
     def _keep_if_best(self, scores: SegmentationScores) -> None:
         if scores.miou > self.best:
@@ -424,7 +437,8 @@ class Trainer:
 
     def _learned(self) -> dict[str, Any]:
         """Everything that training changes: weights, running statistics, bases, moments."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        learned = {"model": self.released.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return {**learned, "unaveraged": self.model.state_dict()} if self.average else learned
 
     def _stopped(self, number: int) -> Interrupted:
         """Save what came after the last checkpoint. The other ranks wait: the end of one makes torchrun end all."""

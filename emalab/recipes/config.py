@@ -124,6 +124,9 @@ class OptimConfig:
     """Weight of the loss of an auxiliary head, where the network has one (model.auxiliary_channels)."""
     freeze_batch_norm: bool = False
     """Keep batch norm at its running statistics during training."""
+    average: float = 0.0
+    """Decay of a running average of the weights, which is then what is scored, kept and released: about 1/(1 − decay)
+    steps count. 0 for none; usually 0.999."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,7 @@ class Recipe:
             "optim.warmup": optim.warmup,
             "evaluation.overlap": evaluation.overlap,
             "optim.clip_norm": optim.clip_norm or 0,
+            "optim.average": optim.average,
             "optim.auxiliary_weight": optim.auxiliary_weight,
             "data.flip": data.flip,
             "data.photometric": data.photometric,
@@ -236,6 +240,8 @@ class Recipe:
         for name, value in (("flip", data.flip), ("photometric", data.photometric)):
             if value > 1:
                 raise ValueError(f"recipe {self.name}: data.{name} must be at most 1, got {value}")
+        if optim.average >= 1:
+            raise ValueError(f"recipe {self.name}: optim.average must be below 1, got {optim.average}")
         if data.scale_step is not None and data.scale_step <= 0:
             raise ValueError(f"recipe {self.name}: data.scale_step must be above 0, got {data.scale_step}")
         if not 0 < self.data.scale_range[0] <= self.data.scale_range[1]:

@@ -183,7 +183,7 @@ def score_further(
             continue
         with trainer.fabric.autocast():
             results[label] = evaluate(
-                trainer.model.with_config(model),
+                trainer.released.with_config(model),
                 trainer.eval_data,
                 views=config.views,
                 batch_size=config.batch_size,

@@ -36,6 +36,7 @@ from emalab.checkpoints import CheckpointError, load_training_state, named_tenso
 from emalab.cli import main
 from emalab.data import Sample
 from emalab.data.shapes import PooledScenes, ShapesDataset
+from emalab.evaluation import evaluate
 from emalab.losses import SegmentationLoss
 from emalab.optim import cross_entropy, poly_lr
 from emalab.recipes import EvalConfig, LossConfig, Recipe, recipe_from_dict
@@ -43,6 +44,7 @@ from emalab.results import load_records, read_record
 from emalab.run_checks import _warn_of_several_gpus
 from emalab.runlog import RunLog, read_log
 from emalab.segmenter import Segmenter
+from emalab.studies.training import score_further
 from emalab.trainer import Trainer, TrainingDivergedError, TrainResult, train
 
 
@@ -218,6 +220,65 @@ class TestRun:
         assert list(given) == []
         _, state = load_training_state(tmp_path / "best.pt")
         assert (state["iteration"], state["best"]) == (4, 0.6)
+
+
+class TestAverage:
+    """The running average of the weights, ``optim.average``."""
+
+    def floating(self, model: Segmenter) -> dict[str, Tensor]:
+        return {key: value.clone() for key, value in model.state_dict().items() if value.is_floating_point()}
+
+    def test_is_the_average_of_what_training_passes_through(
+        self, finished: tuple[Path, TrainResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The plain mean at first, then exponential: with a decay of 0.75 from step 4 on."""
+        passed, step = [], Trainer.step
+
+        def noted(trainer: Trainer, *batch: Tensor) -> Tensor:
+            loss = step(trainer, *batch)
+            passed.append(self.floating(trainer.model))
+            return loss
+
+        monkeypatch.setattr(Trainer, "step", noted)
+        result = short_train(tiny_recipe(optim={"average": 0.75}), tmp_path)
+        without = finished[1].model.state_dict()
+        assert all(torch.equal(value, without[key]) for key, value in passed[-1].items())  # training is the same
+        for key, ours in self.floating(result.model).items():
+            mean = torch.stack([weights[key] for weights in passed[:4]]).double().mean(0)
+            for weights in passed[4:]:
+                mean = 0.75 * mean + 0.25 * weights[key]
+            torch.testing.assert_close(ours, mean.to(ours), msg=key)
+        assert not torch.equal(result.model.context.bases, without["context.bases"])
+
+    def test_is_what_is_scored_kept_and_released(self, tmp_path: Path) -> None:
+        result = short_train(tiny_recipe(optim={"average": 0.9}), tmp_path)
+        last = Segmenter.from_pretrained(tmp_path / "last.pt")
+        best = Segmenter.from_pretrained(tmp_path / "best.pt")
+        for loaded in (last, best):
+            assert all(map(torch.equal, loaded.state_dict().values(), result.model.state_dict().values()))
+        checkpoints.require_one_run(tmp_path / "last.pt", result.record)
+        assert evaluate(last, scenes()) == result.scores["single scale"]
+
+    def test_goes_on_where_it_stood(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        recipe, save = tiny_recipe(optim={"average": 0.9}), Trainer.save
+        whole = short_train(recipe, tmp_path / "whole")
+        with monkeypatch.context() as stopped:
+            stopped.setattr(Trainer, "save", lambda trainer, path: (save(trainer, path), sys.exit("stopped")))
+            with pytest.raises(SystemExit, match="stopped"):
+                short_train(recipe, tmp_path / "stopped")
+        resumed = short_train(recipe, tmp_path / "stopped", resume=True)
+        assert_same(tmp_path / "stopped", tmp_path / "whole")
+        assert resumed.record["weights"] == whole.record["weights"]
+        states = [load_training_state(tmp_path / name / "last.pt")[1] for name in ("stopped", "whole")]
+        assert states[0]["unaveraged"].keys() == states[0]["model"].keys()
+        assert all(map(torch.equal, states[0]["unaveraged"].values(), states[1]["unaveraged"].values()))
+
+    def test_is_scored_under_other_settings_in_a_study(self, tmp_path: Path) -> None:
+        trainer = Trainer(tiny_recipe(optim={"average": 0.9}), tmp_path, CPU, eval_data=scenes())
+        score = trainer.fit().scores["single scale"]
+        found = score_further(trainer, {"T=2": {"model.ema.num_iters": 2}}, score)
+        config = replace(trainer.recipe.model, ema=replace(trainer.recipe.model.ema, num_iters=2))
+        assert found["T=2"] == evaluate(trainer.average.model.with_config(config), scenes())
 
 
 def wait_before_step_50() -> None:
