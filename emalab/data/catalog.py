@@ -26,6 +26,7 @@ from emalab.data.scene_settings import SceneSettings
 from emalab.data.shapes import FAR, POOLED, ShapesDataset, scenes_of
 from emalab.data.spec import DatasetSpec
 from emalab.data.voc import VOC, VOC_ANIMALS, load_voc
+from emalab.data.voc_streets import VOC_STREETS, load_voc_streets
 
 __all__ = ["DATASETS", "DatasetEntry", "dataset_names", "get_spec", "load_dataset", "load_images"]
 
@@ -44,6 +45,7 @@ DATASETS: dict[str, DatasetEntry] = {
         DatasetEntry(CAMVID, load_camvid),
         DatasetEntry(VOC, partial(load_voc, VOC)),
         DatasetEntry(VOC_ANIMALS, partial(load_voc, VOC_ANIMALS)),
+        DatasetEntry(VOC_STREETS, load_voc_streets),
         DatasetEntry(CONTEXT_59, partial(load_context, CONTEXT_59)),
         DatasetEntry(CONTEXT_60, partial(load_context, CONTEXT_60)),
         DatasetEntry(COCO_STUFF_10K, load_coco_stuff_10k),

@@ -16,6 +16,7 @@ FOLDERS = {
     "camvid": "camvid/ or CamVid/",
     "voc": "VOCdevkit/",
     "voc-animals": "VOCdevkit/",
+    "voc-animals-streets": "VOCdevkit/, camvid/ and cityscapes-256/",
     "context-59": "VOCdevkit/",
     "context-60": "VOCdevkit/",
     "coco-stuff-10k": "cocostuff-10k-v1.1/",

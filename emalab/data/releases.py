@@ -209,6 +209,8 @@ RELEASES: dict[str, Release] = {
 _NOT_TO_BE_HAD = {
     "voc-animals": "voc-animals is a private subset of PASCAL VOC without a public release. "
     "`emalab data prepare voc` prepares the whole of VOC, which is read as voc.",
+    "voc-animals-streets": "voc-animals-streets consists of voc-animals, camvid and cityscapes-256, of which camvid "
+    "alone has a public release.",
     "cityscapes": "cityscapes is given to registered users alone, and needs no conversion. Download "
     "leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip from its site, and unpack both into cityscapes/ in the "
     "data root.",

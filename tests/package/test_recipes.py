@@ -212,6 +212,8 @@ def test_mistakes_in_a_file(values: dict[str, Any], message: str) -> None:
         ({"optim": OptimConfig(iterations=0)}, "optim.iterations must be at least 1"),
         ({"optim": OptimConfig(lr_hold=0)}, "optim.lr_hold must be at least 1"),
         ({"optim": OptimConfig(lr=-1.0)}, "optim.lr must be at least 0"),
+        ({"optim": OptimConfig(average=1.0)}, "optim.average must be below 1, got 1.0"),
+        ({"optim": OptimConfig(average=-0.1)}, "optim.average must be at least 0, got -0.1"),
         ({"optim": OptimConfig(warmup=-1)}, "optim.warmup must be at least 0"),
         ({"evaluation": EvalConfig(batch_size=0)}, "evaluation.batch_size must be at least 1"),
         ({"evaluation": EvalConfig(every=-5)}, "evaluation.every must be at least 0"),
