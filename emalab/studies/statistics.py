@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Interval", "Scores", "paired_difference", "student_interval", "two_way_differences"]
+__all__ = ["Interval", "Scores", "least_squares", "paired_difference", "student_interval", "two_way_differences"]
 
 Scores = Mapping[int, float]  # seed → score
 
@@ -102,6 +102,31 @@ def two_way_differences(
         if cell != base:
             found[cell] = Interval(mean, mean - half, mean + half, len(scores[cell]))
     return found
+
+
+def least_squares(design: np.ndarray, scores: np.ndarray, level: float = 0.95) -> list[Interval]:
+    """Coefficients b of scores ≈ design b, each with Student's interval; all runs scatter with one variance.
+
+    Args:
+        design: (runs, coefficients), one row for each run.
+        scores: (runs,).
+        level: coverage of each interval.
+
+    Raises:
+        ValueError: the runs do not determine all coefficients.
+    """
+    runs, coefficients = design.shape
+    if np.linalg.matrix_rank(design) < coefficients:
+        raise ValueError(f"{runs} runs do not determine {coefficients} coefficients; make more of them")
+    inverse, freedom = np.linalg.pinv(design), runs - coefficients
+    means = inverse @ scores
+    variance = float(np.sum((scores - design @ means) ** 2)) / freedom if freedom else np.nan
+    quantile = _quantile(level, freedom) if freedom else np.nan
+    halves = quantile * (variance * (inverse**2).sum(1)) ** 0.5
+    return [
+        Interval(mean, mean - half, mean + half, runs)
+        for mean, half in zip(means.tolist(), halves.tolist(), strict=True)
+    ]
 
 
 def _quantile(level: float, freedom: int) -> float:

@@ -15,8 +15,8 @@ import tyro
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER, RESULTS = ROOT / "book" / "experiments", ROOT / "book" / "results"
 PROGRAMS = [path.stem for path in sorted(FOLDER.glob("*.py")) if "__main__" in path.read_text(encoding="utf-8")]
-# Its first half needs Nsight Compute on a GPU, its second half is tested on made tables; a study has its own tests.
-OTHERWISE = {"h200_kernel_profile", "voc_animals_heads"}
+# Its first half needs Nsight Compute on a GPU, its second half is tested on made tables; studies have their own tests.
+OTHERWISE = {"h200_kernel_profile", "shipped_network", "voc_animals_heads"}
 
 
 @pytest.fixture(params=[name for name in PROGRAMS if name not in OTHERWISE])

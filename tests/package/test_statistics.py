@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from emalab.studies.statistics import Interval, paired_difference, student_interval, two_way_differences
+from emalab.studies.statistics import (
+    Interval,
+    least_squares,
+    paired_difference,
+    student_interval,
+    two_way_differences,
+)
 
 
 def coverage_margin(studies: int, level: float) -> float:
@@ -125,3 +131,26 @@ class TestTwoWay:
         assert list(found) == ["other"]
         assert found["other"].mean == pytest.approx(2)
         assert np.isnan(found["other"].low)
+
+
+class TestLeastSquares:
+    def test_is_the_regression_of_scipy(self) -> None:
+        generator = np.random.default_rng(0)
+        x = generator.normal(size=12)
+        y = 3 + 2 * x + generator.normal(size=12)
+        intercept, slope = least_squares(np.stack([np.ones(12), x], 1), y)
+        theirs = stats.linregress(x, y)
+        quantile = stats.t.ppf(0.975, 10)
+        assert (intercept.mean, slope.mean) == pytest.approx((theirs.intercept, theirs.slope))
+        assert intercept.half_width == pytest.approx(quantile * theirs.intercept_stderr)
+        assert slope.half_width == pytest.approx(quantile * theirs.stderr)
+        assert slope.num_values == 12
+
+    def test_without_degrees_of_freedom_there_is_no_interval(self) -> None:
+        (mean,) = least_squares(np.ones((1, 1)), np.array([5.0]))
+        assert mean.mean == 5.0
+        assert np.isnan([mean.low, mean.high]).all()
+
+    def test_runs_that_do_not_tell_effects_apart_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="3 runs do not determine 2 coefficients"):
+            least_squares(np.ones((3, 2)), np.zeros(3))
