@@ -64,7 +64,13 @@ def mmseg(
     _release(model, mmseg_recipe(model, data), checkpoint, out, "mmsegmentation")
 
 
-def state_dict(checkpoint: Positional[Path], out: Positional[Path], recipe: str, data: str | None = None) -> None:
+def state_dict(
+    checkpoint: Positional[Path],
+    out: Positional[Path],
+    recipe: str,
+    data: str | None = None,
+    allow_code: tuple[str, ...] = (),
+) -> None:
     """Turn a network that you saved yourself into a .safetensors release that every command takes.
 
     The file is a state dict of a Segmenter: bare, inside {"state_dict": ...}, or of a Lightning checkpoint; with or
@@ -73,10 +79,11 @@ def state_dict(checkpoint: Positional[Path], out: Positional[Path], recipe: str,
     Args:
         checkpoint: the file, of torch.save or safetensors.
         out: the file to write, ending in .safetensors.
-        recipe: whose network it is; `emalab recipes` lists all.
+        recipe: whose network it is: a name that `emalab recipes` lists, or a .yaml file with a recipe of your own.
         data: data set whose classes the network predicts; by default the recipe's.
+        allow_code: modules that may be imported for a network with a part of your own.
     """
-    chosen = get_recipe(recipe)
+    chosen = get_recipe(recipe, allow_code)
     if data:
         check_spec(data)
     _require_files(checkpoint, out)

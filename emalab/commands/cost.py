@@ -10,14 +10,15 @@ from emalab.tables import aligned
 __all__ = ["run"]
 
 
-def run(recipe: Positional[str], size: tuple[int, int] | None = None) -> None:
+def run(recipe: Positional[str], size: tuple[int, int] | None = None, allow_code: tuple[str, ...] = ()) -> None:
     """Count what the network of a recipe costs for one image: multiply-adds, parameters and activations.
 
     Args:
-        recipe: its name; `emalab recipes` lists all.
+        recipe: its name, of those that `emalab recipes` lists, or a .yaml file with one.
         size: height and width of the image; by default that of the recipe's crops.
+        allow_code: modules that may be imported for a network with a part of your own.
     """
-    chosen = get_recipe(recipe)
+    chosen = get_recipe(recipe, allow_code)
     from emalab.cost import network_cost
 
     height, width = size or chosen.data.crop_size

@@ -40,6 +40,7 @@ def run(
     dry_run: bool = False,
     summary: bool = False,
     evaluation: str | None = None,
+    allow_code: tuple[str, ...] = (),
     list: bool = False,
 ) -> None:
     """Run what is missing of a study, and summarize it: one record per run, and a table with intervals.
@@ -69,12 +70,13 @@ def run(
         dry_run: show the runs and how long they will take, and run none.
         summary: summarize the records, and run none.
         evaluation: summarize this further evaluation of the trained networks, such as T=6.
+        allow_code: modules that may be imported for a part of your own (model.context) that FILE.yaml names.
         list: list the studies of FILE, or those of the book.
     """
     if list or not study:
         _list(study)
         raise SystemExit(0 if list else 2)
-    chosen, family = find_study(study)
+    chosen, family = find_study(study, allow_code)
     options = StudyOptions(
         data_root=data_root or default_data_root(),
         **_hardware(accelerator, devices),
@@ -201,6 +203,6 @@ def _catalog(file: Path) -> str:
     """Names, cells and runs of the studies of a file."""
     rows = [
         (study.name, f"{len(study.cells)} cells", f"{len(study.runs())} runs", study.summary)
-        for study in load_studies(file).values()
+        for study in load_studies(file, allow_code=None).values()
     ]
     return "\n".join([f"\nThe studies of {file}:", *aligned(rows, right={1, 2}, indent="  ")])

@@ -1,12 +1,12 @@
-"""`emalab train RECIPE` and `emalab train --from-record FILE`."""
+"""`emalab train RECIPE`, `emalab train FILE.yaml`, `emalab train FOLDER/` and `emalab train --from-record FILE`."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import tyro
 from tyro.conf import arg
@@ -17,6 +17,7 @@ from emalab.data.names import is_folder_name
 from emalab.data.required import check_data
 from emalab.options import RunOptions, run_folder
 from emalab.recipes import Recipe, get_recipe, recipe_from_dict, recipe_names
+from emalab.recipes.files import check_file_name, is_recipe_file, read_recipe_file, refuse_code
 from emalab.results import git_commit, load_records
 from emalab.shipped import find_checkpoint
 from emalab.tables import aligned
@@ -24,9 +25,11 @@ from emalab.tables import aligned
 __all__ = ["run"]
 
 _USAGE = """usage: emalab train RECIPE [--FIELD VALUE ...]
+       emalab train FILE.yaml [--FIELD VALUE ...]
        emalab train FOLDER/ [--FIELD VALUE ...]
        emalab train --from-record FILE [--FIELD VALUE ...]
 
+FILE.yaml holds a recipe of your own; `emalab recipes RECIPE --write FILE.yaml` makes one to edit.
 FOLDER holds images/ and masks/ of your own: the shipped network is fine-tuned on them, and what was chosen is printed.
 FILE is the record of a run, which is trained again: the same recipe, the same seed.
 
@@ -35,15 +38,8 @@ FILE is the record of a run, which is trained again: the same recipe, the same s
 
 def run(arguments: Sequence[str]) -> None:
     """Train a recipe; every field of it is a flag. `emalab train RECIPE --help` shows its values."""
-    if arguments[:1] == ["--from-record"] and len(arguments) > 1:
-        recipe, record = _recorded(Path(arguments[1]))
-        prog, arguments = "emalab train --from-record FILE", arguments[1:]
-    elif not arguments or arguments[0].startswith("-"):
-        print(_USAGE + recipe_table())
-        raise SystemExit(0 if set(arguments) & {"-h", "--help"} else 2)
-    else:
-        recipe, record = _named(arguments[0], arguments[1:]), {}
-        prog = f"emalab train {arguments[0]}"
+    chosen = _choose(arguments)
+    recipe = chosen.recipe
     local = int(os.environ["LOCAL_WORLD_SIZE"]) if under_torchrun() else 1
     nodes = int(os.environ["WORLD_SIZE"]) // local if under_torchrun() else 1
     options = RunOptions(data_root=default_data_root(), devices=local, num_nodes=nodes)
@@ -54,12 +50,16 @@ def run(arguments: Sequence[str]) -> None:
         run: Annotated[RunOptions, arg(name="")] = field(default_factory=lambda: options)
         out: Path | None = None
         """Folder for checkpoints, log and record; runs/RECIPE-seedN by default."""
+        allow_code: tuple[str, ...] = ()
+        """Modules that may be imported for a part of your own (model.context) that a file names."""
 
-    parsed = tyro.cli(Arguments, prog=prog, description=about(recipe), args=arguments[1:])
+    parsed = tyro.cli(Arguments, prog=chosen.program, description=about(recipe), args=chosen.flags)
     if parsed.run.num_nodes > 1 and not set(os.environ) & {"MASTER_ADDR", "SLURM_JOB_ID"}:  # it would wait for them
         raise ValueError(
             f"--num-nodes {parsed.run.num_nodes}: start the processes of all machines with torchrun or srun"
         )
+    if chosen.file and parsed.recipe.model.context == recipe.model.context:
+        refuse_code(recipe, chosen.file, parsed.allow_code)
     out = parsed.out or Path("runs") / run_folder(recipe.name, parsed.recipe.seed)
     _require_inputs(parsed.recipe, parsed.run.data_root, out)
     _look_at_labels(parsed.recipe)
@@ -70,9 +70,42 @@ def run(arguments: Sequence[str]) -> None:
         return  # the others would print the same
     for protocol, scores in result.scores.items():
         print(f"{protocol}: {scores}")
-        if recorded := record.get("scores", {}).get(protocol):
+        if recorded := chosen.record.get("scores", {}).get(protocol):
             print(f"{' ' * len(protocol)}  recorded: {100 * recorded['miou']:.2f}")
     print(f"checkpoints, log and record are in {out}")
+
+
+class _Chosen(NamedTuple):
+    """What the first words of the command line ask for, and the flags that are left."""
+
+    recipe: Recipe
+    program: str
+    flags: Sequence[str]
+    file: str = ""  # that the recipe is from, if it is
+    record: Mapping[str, Any] = {}  # that is repeated, if one is
+
+
+def _choose(arguments: Sequence[str]) -> _Chosen:
+    if arguments[:1] == ["--from-record"] and len(arguments) > 1:
+        recipe, record = _recorded(Path(arguments[1]))
+        return _Chosen(recipe, "emalab train --from-record FILE", arguments[2:], arguments[1], record)
+    if not arguments or arguments[0].startswith("-"):
+        print(_USAGE + recipe_table())
+        raise SystemExit(0 if set(arguments) & {"-h", "--help"} else 2)
+    name, flags = arguments[0], arguments[1:]
+    if is_recipe_file(name) and not _describes_classes(Path(name)):
+        return _Chosen(read_recipe_file(Path(name), allow_code=None), f"emalab train {name}", flags, name)
+    return _Chosen(_named(name, flags), f"emalab train {name}", flags)
+
+
+def _describes_classes(path: Path) -> bool:
+    """Whether a YAML file describes a folder of images rather than a recipe."""
+    if path.name in ("classes.yaml", "classes.yml"):
+        return True
+    from emalab.yaml_files import read_yaml
+
+    values = read_yaml(path, "a recipe's YAML")
+    return isinstance(values, dict) and "classes" in values
 
 
 def _named(name: str, arguments: Sequence[str]) -> Recipe:
@@ -120,6 +153,7 @@ def _recorded(path: Path) -> tuple[Recipe, dict[str, Any]]:
         raise ValueError(f"{path} is not the record of a run: it has no recipe")
     try:
         recipe = recipe_from_dict(record["recipe"])
+        check_file_name("a recipe", recipe.name)
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"the recipe in {path} cannot be read ({error}); was it written by another version?"

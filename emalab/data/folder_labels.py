@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from emalab.choices import suggestion
 from emalab.data.errors import DataError, MissingFileError, UnreadableFileError
 from emalab.data.folder_files import find_layout
 from emalab.data.images import MAX_PIXELS, Orientation, Reading
 from emalab.data.spec import Color, ignored_label
+from emalab.yaml_files import read_yaml
 
 __all__ = ["CLASSES_FILE", "MAX_CLASSES", "FolderLabels", "check_folder", "existing_folder", "folder_of", "read_labels"]
 
@@ -216,36 +214,16 @@ def read_labels(path: Path) -> FolderLabels:
         raise DataError(f"{path}: {error}") from error
 
 
-class _Loader(yaml.SafeLoader):
-    """Without aliases: ten lines of them can stand for 10⁹ entries."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not used here; write it out", mark)
-        return super().compose_node(parent, index)
-
-
 def _read_yaml(path: Path) -> Any:
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise UnreadableFileError(f"{path}: is no file; it must be one of a few lines of YAML.")
-        if status.st_size > _MAX_BYTES:
-            raise UnreadableFileError(f"{path}: has {status.st_size} bytes; a few lines of YAML are expected.")
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        return read_yaml(path, most_bytes=_MAX_BYTES)
     except FileNotFoundError as error:
         raise MissingFileError(
             f"{path}: no such file. It says what the masks mean; one line will do: classes: [ground, roof]. "
             f"`emalab data check {path.parent}/` proposes it from the masks, and with --write writes it."
         ) from error
-    except DataError:
-        raise
-    except RecursionError as error:
-        raise UnreadableFileError(f"{path}: cannot be read as YAML (nested too deeply). Correct it there.") from error
-    except Exception as error:  # YAML's constructors raise more than YAMLError, on dates and numbers say
-        reason = " ".join(str(error).split())
-        raise UnreadableFileError(f"{path}: cannot be read as YAML ({reason}). Correct it there.") from error
+    except (ValueError, OSError) as error:
+        raise UnreadableFileError(str(error)) from error
 
 
 def _is_byte(entry: Any) -> bool:

@@ -1,10 +1,10 @@
 """Recipes: everything that decides a training run, as frozen values with names.
 
 An experiment is a recipe, not a script. A recipe serializes to JSON and travels inside every checkpoint and every
-result record.
+result record. `emalab.recipes.files` reads them from YAML.
 """
 
-from emalab.recipes.catalog import get_recipe, recipe_groups, recipe_names
+from emalab.recipes.catalog import recipe_groups, recipe_names
 from emalab.recipes.config import (
     DataConfig,
     EvalConfig,
@@ -16,6 +16,7 @@ from emalab.recipes.config import (
     recipe_from_dict,
     recipe_to_dict,
 )
+from emalab.recipes.files import get_recipe, recipe_to_yaml
 
 __all__ = [
     "DataConfig",
@@ -30,4 +31,5 @@ __all__ = [
     "recipe_groups",
     "recipe_names",
     "recipe_to_dict",
+    "recipe_to_yaml",
 ]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 from emalab.recipes.config import DataConfig, EvalConfig, OptimConfig, Published, Recipe
 from emalab.segmenter_config import ContextName, EMAConfig, SegmenterConfig
 
-__all__ = ["get_recipe", "recipe_groups", "recipe_names"]
+__all__ = ["named_recipe", "recipe_groups", "recipe_names"]
 
 _SUFFIX: dict[ContextName, str] = {
     "none": "-fcn",
@@ -322,19 +323,17 @@ def recipe_names() -> list[str]:
     return sorted(_recipes())
 
 
-def get_recipe(name: str) -> Recipe:
+def named_recipe(name: str) -> Recipe:
     """The recipe called ``name``.
 
-    Example:
-        >>> get_recipe("voc-r101").optim.iterations
-        30000
-
     Raises:
-        KeyError: no such recipe; the message suggests the nearest names.
+        KeyError: no such recipe; the message suggests the nearest names, or a file that is called so.
     """
     recipes = _recipes()
     if name not in recipes:
         near = difflib.get_close_matches(name, recipes, n=3, cutoff=0.4)
+        if name and (file := Path(f"{name}.yaml")).is_file():
+            near = [str(file)]
         hint = f"did you mean {', '.join(near)}? " if near else ""
         raise KeyError(f"no recipe {name!r}; {hint}`emalab recipes` lists all")
     return recipes[name]

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
@@ -24,6 +25,7 @@ __all__ = [
     "OptimConfig",
     "Published",
     "Recipe",
+    "field_hint",
     "recipe_changes",
     "recipe_from_dict",
     "recipe_to_dict",
@@ -329,12 +331,23 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def field_hint(path: str) -> str:
+    """What is probably meant by a field that there is not, as "did you mean 'optim.lr'? "; empty without an idea."""
+    fields = list(_flat(recipe_to_dict(Recipe())))
+    known = dict.fromkeys([*fields, *(name.rpartition(".")[0] for name in fields)])
+    leaves = {name.rpartition(".")[2] for name in known} - {""}
+    nearest = get_close_matches(path.rpartition(".")[2], leaves, 1, 0.7)
+    near = [name for name in known if name.rpartition(".")[2] in nearest]
+    return f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+
+
 def _from_dict(cls: type, values: Any, where: str) -> Any:
     hints = _hints(cls)
     if not isinstance(values, dict):
         raise ValueError(f"{where} must be an object with the fields {', '.join(hints)}; got {_shown(values)}")
     if unknown := sorted(map(str, values.keys() - hints.keys())):
-        raise ValueError(f"{where} has no field {_shown(unknown[0])}; fields are {', '.join(hints)}")
+        hint = field_hint(f"{where.partition('.')[2]}.{unknown[0]}".strip("."))
+        raise ValueError(f"{where} has no field {_shown(unknown[0])}; {hint}fields are {', '.join(hints)}")
     arguments = {key: _value(hints[key], value, f"{where}.{key}") for key, value in values.items()}
     try:
         return cls(**arguments)

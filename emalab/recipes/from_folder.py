@@ -25,7 +25,7 @@ from emalab.data.folder import CLASSES_FILE, folder_of
 from emalab.data.folder_files import find_layout, listed, write_splits
 from emalab.data.parts import Subset
 from emalab.data.propose import propose_labels
-from emalab.recipes.catalog import get_recipe
+from emalab.recipes.catalog import named_recipe
 from emalab.recipes.config import EvalConfig, Recipe
 
 __all__ = ["complete_folder", "describe_recipe", "recipe_for_folder"]
@@ -84,7 +84,7 @@ def recipe_for_folder(
     heights, widths = _sizes(data)
     crop = (_crop_side(heights, budget.crop), _crop_side(widths, budget.crop))
     crop, batch_size = _fit_classes(crop, spec.num_classes, budget)
-    base = get_recipe(_BASE)
+    base = named_recipe(_BASE)
     iterations = _iterations(len(data), crop, batch_size, budget)
     large = max(int(heights.max()), int(widths.max())) > 1024
     on_cpu = budget is _BUDGETS["cpu"]

@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from emalab.choices import suggestion
-from emalab.recipes import Recipe, recipe_from_dict, recipe_to_dict
+from emalab.recipes import Recipe
+from emalab.recipes.changes import Changes, override
+from emalab.recipes.files import check_file_name
 
 __all__ = ["BASE", "Cell", "Changes", "Run", "Study", "family", "override", "same_training"]
 
-Changes = Mapping[str, Any]  # dotted field of a recipe → value, such as {"model.ema.num_bases": 16}
-
-_FILE_NAME = re.compile(r"\w[\w. +=-]*")
 _MOST_SEEDS = 10_000
 BASE = "base"  # what the cell without changes is called in the study of a whole family
 
@@ -75,8 +73,7 @@ class Study:
     def __post_init__(self) -> None:
         object.__setattr__(self, "family", self.family or self.name)
         for name in (self.name, self.family, self.base.name):
-            if not _FILE_NAME.fullmatch(name):
-                raise ValueError(f"a study cannot be called {name!r}; take letters and digits, with . _ - between")
+            check_file_name("a study", name)
         labels = [cell.label for cell in self.cells]
         recipes = [self.recipe(cell) for cell in self.cells]
         for what, values in (("label", labels), ("recipe", [recipe.name for recipe in recipes])):
@@ -130,24 +127,6 @@ class Study:
             for cell in cells
             if seed < cell.seeds
         ]
-
-
-def override(recipe: Recipe, changes: Changes) -> Recipe:
-    """``recipe`` with some fields changed: ``override(recipe, {"model.ema.num_bases": 16})``.
-
-    Raises:
-        ValueError: a field that recipes do not have, or a value that its field does not allow.
-    """
-    values = recipe_to_dict(recipe)
-    for path, value in changes.items():
-        *parents, name = path.split(".")
-        inner = values
-        for parent in parents:
-            inner = inner.get(parent, {}) if isinstance(inner, dict) else {}
-        if not isinstance(inner, dict) or name not in inner:
-            raise ValueError(f"a recipe has no field {path!r}")
-        inner[name] = value
-    return recipe_from_dict(values)
 
 
 def same_training(one: Recipe, other: Recipe) -> bool:

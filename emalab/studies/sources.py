@@ -6,7 +6,7 @@ A YAML file::
     summary: the temperature and the number of bases
     question: Does a higher λ help when bases are few?
     test: paired by seed, Student's interval at 95 %
-    base: shapes-tiny                     # name of a recipe
+    base: shapes-tiny                     # name of a recipe, or a recipe.yaml beside this file
     changes: {optim.iterations: 60}       # of the base, for all cells
     seeds: 3                              # of every cell that has no number of its own
     cells:
@@ -21,30 +21,36 @@ A YAML file::
 from __future__ import annotations
 
 import runpy
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from emalab.studies.config import Cell, Study, override
+from emalab.choices import suggestion
+from emalab.recipes import Recipe, get_recipe
+from emalab.recipes.changes import override
+from emalab.recipes.files import is_recipe_file, read_recipe_file, refuse_code
+from emalab.studies.config import Cell, Study
 
 __all__ = ["CATALOG", "find_study", "load_studies"]
 
 CATALOG = Path("book/experiments/studies.py")  # of the book: what a bare name is looked up in, from a clone's root
 
-_LARGEST = 1 << 20  # bytes of a YAML file
 
-
-def find_study(source: str) -> tuple[Study, Study]:
+def find_study(source: str, allow_code: Collection[str] = ()) -> tuple[Study, Study]:
     """The study that ``FILE``, ``FILE:NAME`` or, for one of the book's catalog, ``NAME`` stands for, and its family's.
 
     The second is the study of the same file that is called as the family is; the study itself where there is none.
 
+    Args:
+        source: what to find.
+        allow_code: as in `load_studies`.
+
     Raises:
         FileNotFoundError: no such file.
         KeyError: the file has no study of that name, or several and none was named.
-        ValueError: the file is not one of studies.
+        ValueError: the file is not one of studies, or needs code that is not allowed.
     """
     file, name = _split(source)
     if file is None:
@@ -54,7 +60,7 @@ def find_study(source: str) -> tuple[Study, Study]:
                 "run this from the root of a clone, or name a file, as in my_study.yaml or my_studies.py:NAME"
             )
         file = CATALOG
-    studies = load_studies(file)
+    studies = load_studies(file, allow_code)
     if not name and len(studies) > 1:
         raise KeyError(f"{file} has {len(studies)} studies; name one, as in {file}:{next(iter(studies))}")
     if name and name not in studies:
@@ -65,10 +71,14 @@ def find_study(source: str) -> tuple[Study, Study]:
     return study, studies.get(study.family, study)
 
 
-def load_studies(path: Path) -> dict[str, Study]:
+def load_studies(path: Path, allow_code: Collection[str] | None = ()) -> dict[str, Study]:
     """The studies of a file, by name: one of a ``.yaml``; of a ``.py``, which is run, those bound to names of it.
 
     A name may be bound to a `Study` or to a list, a tuple or a mapping of them.
+
+    Args:
+        path: the file.
+        allow_code: modules that a ``.yaml`` may name, as "module:Class" in ``model.context``; None for any.
 
     Raises:
         FileNotFoundError: no such file.
@@ -77,7 +87,7 @@ def load_studies(path: Path) -> dict[str, Study]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     if path.suffix in (".yaml", ".yml"):
-        study = _from_yaml(path)
+        study = _from_yaml(path, allow_code)
         return {study.name: study}
     if path.suffix != ".py":
         raise ValueError(f"{path} is neither a Python file (.py) nor a YAML file (.yaml) with studies")
@@ -111,32 +121,23 @@ def _studies_in(values: Any) -> Iterator[Study]:
             yield from value.values()
 
 
-def _from_yaml(path: Path) -> Study:
-    import yaml
+def _from_yaml(path: Path, allow_code: Collection[str] | None) -> Study:
+    from emalab.yaml_files import read_yaml
 
-    from emalab.recipes import get_recipe
-
-    if path.stat().st_size > _LARGEST:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes; a study needs fewer than {_LARGEST}")
-    text = path.read_text(encoding="utf-8")
-    try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
-            raise ValueError(f"{path} has a YAML alias (*name); write its value out")
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    values = read_yaml(path, "a study's YAML")
     fields = _object(
-        path, "a study", values, {"name", "summary", "question", "test", "base", "changes", "seeds", "cells"}
+        path, "a study", values, ("name", "summary", "question", "test", "base", "changes", "seeds", "cells")
     )
     for key in ("base", "cells"):
         if key not in fields:
             raise ValueError(f"{path}: {key!r} is missing")
     seeds = fields.get("seeds", Cell.seeds)
     cells = _object(path, "'cells'", fields["cells"])
+    changes = _object(path, "'changes'", fields.get("changes") or {})
     name = str(fields.get("name", path.stem))
     try:
-        base = replace(override(get_recipe(str(fields["base"])), fields.get("changes") or {}), name=name)
-        return Study(
+        base = replace(override(_base(path, fields["base"]), changes), name=name)
+        study = Study(
             name,
             str(fields.get("summary", "")),
             base,
@@ -145,14 +146,32 @@ def _from_yaml(path: Path) -> Study:
             test=str(fields.get("test", "")),
         )
     except (KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error.args[0] if isinstance(error, KeyError) else error}") from error
+        text = str(error.args[0] if isinstance(error, KeyError) else error)
+        raise ValueError(text if text.startswith(f"{path}:") else f"{path}: {text}") from error
+    if allow_code is not None:
+        _refuse_code(study, str(path), allow_code)
+    return study
+
+
+def _base(path: Path, name: Any) -> Recipe:
+    """The recipe that a study in ``path`` is based on: one with a name, or a file beside it."""
+    if is_recipe_file(str(name)):
+        return read_recipe_file(path.parent / str(name), allow_code=None)  # the study's cells are looked at later
+    return get_recipe(str(name))
+
+
+def _refuse_code(study: Study, where: str, allow_code: Collection[str]) -> None:
+    for cell in study.cells:
+        recipe = study.recipe(cell)
+        for changes in ({}, *cell.evaluations.values()):
+            refuse_code(override(recipe, changes), where, allow_code)
 
 
 def _cell(path: Path, label: str, values: Any, seeds: Any) -> Cell:
     """A cell from what it changes, or from an object with ``changes``, ``seeds`` and ``evaluations``."""
-    known = {"changes", "seeds", "evaluations"}
+    known = ("changes", "seeds", "evaluations")
     values = _object(path, f"cell {label!r}", values or {})
-    if not set(values) & known:
+    if not set(values) & set(known):
         values = {"changes": values}
     values = _object(path, f"cell {label!r}", values, known)
     count = values.get("seeds", seeds)
@@ -163,10 +182,10 @@ def _cell(path: Path, label: str, values: Any, seeds: Any) -> Cell:
     return Cell(label, changes, count, {str(key): _object(path, str(key), value) for key, value in evaluations.items()})
 
 
-def _object(path: Path, what: str, values: Any, known: set[str] | None = None) -> Mapping[str, Any]:
+def _object(path: Path, what: str, values: Any, known: Sequence[str] = ()) -> Mapping[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: {what} must be a mapping, not {values!r:.60}")
     for key in values:
-        if known is not None and key not in known:
-            raise ValueError(f"{path}: {what} has no field {key!r}; fields are {', '.join(sorted(known))}")
+        if known and key not in known:
+            raise ValueError(f"{path}: {what} has no field {key!r:.60}; {suggestion(str(key), known)}")
     return values

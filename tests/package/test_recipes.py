@@ -182,7 +182,7 @@ def test_unknown_name_suggests_the_nearest(typed: str, meant: str) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"speed": 1}, "recipe has no field 'speed'; fields are name, summary, data"),
+        ({"speed": 1}, "recipe has no field 'speed'; did you mean 'seed'. fields are name, summary, data"),
         ({"optim": {"learning_rate": 1}}, "recipe.optim has no field 'learning_rate'; fields are optimizer, lr"),
         ({"model": {"ema": {"bases": 1}}}, "recipe.model.ema has no field 'bases'"),
         ({"optim": {"optimizer": "adam"}}, "recipe.optim.optimizer must be one of sgd, adamw; got 'adam'"),
