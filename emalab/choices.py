@@ -19,6 +19,7 @@ __all__ = [
     "NonLocalMode",
     "Norm",
     "Renormalize",
+    "SettingError",
     "check_choice",
     "suggestion",
 ]
@@ -32,6 +33,10 @@ NonLocalMode = Literal["gaussian", "embedded_gaussian", "dot_product"]
 AttentionPath = Literal["sdpa", "explicit"]
 Method = Literal["em-torch", "em-compiled", "em-triton", "non-local-explicit", "non-local-sdpa"]
 """What `emalab bench` compares."""
+
+
+class SettingError(ValueError):
+    """A setting outside its range; the message names it, as in optim.lr, and its value."""
 
 
 class EMSettings(NamedTuple):

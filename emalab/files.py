@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["CannotWriteError", "remove_leftovers", "write_atomically"]
+__all__ = ["CannotWriteError", "refusal", "remove_leftovers", "write_atomically"]
 
 
 class CannotWriteError(OSError):
@@ -46,13 +46,13 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     except OSError as error:
         raise CannotWriteError(path, error) from error
     except RuntimeError as error:  # how torch reports a full disk
-        raise CannotWriteError(path, _refusal(temporary) or error) from error
+        raise CannotWriteError(path, refusal(temporary) or error) from error
     finally:
         with suppress(OSError):  # a folder that has become read-only
             temporary.unlink(missing_ok=True)
 
 
-def _refusal(file: Path) -> OSError | None:
+def refusal(file: Path) -> OSError | None:
     """Why the system lets nobody write on in a file, if that is so."""
     try:
         with file.open("ab") as stream:

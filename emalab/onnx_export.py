@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from emalab.files import write_atomically
+from emalab.files import refusal, write_atomically
 from emalab.segmenter import Segmenter
 
 __all__ = ["SIZES", "export_onnx"]
@@ -72,7 +76,8 @@ def _write_and_compare(model: Segmenter, path: Path, metadata: Mapping[str, Any]
 
     example = _images(SIZES[0], model.config.in_channels)
     axes = {0: "batch", 2: "height", 3: "width"}
-    with warnings.catch_warnings():  # of tracing, and of the exporter's age; what they warn of, the comparison finds
+    # Of tracing, and of the exporter's age: what the warnings are about, the comparison finds.
+    with warnings.catch_warnings(), _no_output():
         warnings.simplefilter("ignore")
         try:
             torch.onnx.export(
@@ -86,11 +91,33 @@ def _write_and_compare(model: Segmenter, path: Path, metadata: Mapping[str, Any]
                 dynamic_axes={"images": axes, "logits": axes},
             )
         except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+            if refused := refusal(path):  # a full disk
+                raise refused from error
             raise ValueError(f"this network cannot be written as ONNX: {' '.join(str(error).split())[:200]}") from error
     graph = onnx.load(str(path))
     onnx.helper.set_model_props(graph, {key: json.dumps(value) for key, value in (metadata or {}).items()})
     onnx.save(graph, str(path))
     return _largest_difference(model, path)
+
+
+@contextmanager
+def _no_output() -> Iterator[None]:
+    """Drop what C++ code writes to standard output: where an operation is missing, torch prints the whole graph."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # there is none
+        yield
+        return
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+            yield
+    finally:
+        if sys.platform != "win32":
+            ctypes.CDLL(None).fflush(None)  # the rest, that lies in the C library's buffers
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 @torch.inference_mode()

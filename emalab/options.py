@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from emalab.choices import SettingError
+
 __all__ = ["RunOptions", "run_folder"]
 
 
@@ -41,10 +43,10 @@ class RunOptions:
     def __post_init__(self) -> None:
         """Refuse intervals of nothing, no device, and fewer workers than none."""
         if self.num_workers is not None and self.num_workers < 0:
-            raise ValueError(f"num_workers is {self.num_workers}; it must be at least 0")
+            raise SettingError(f"num_workers is {self.num_workers}; it must be at least 0")
         for name in ("checkpoint_every", "log_every", "devices", "num_nodes"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+                raise SettingError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
 
 def run_folder(name: str, seed: int) -> str:

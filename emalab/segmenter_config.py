@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from emalab.choices import Grad, MaintenanceName, NonLocalMode, Norm, Renormalize
+from emalab.choices import Grad, MaintenanceName, NonLocalMode, Norm, Renormalize, SettingError
 
 __all__ = ["SMALLEST_STD", "ContextName", "EMAConfig", "NonLocalConfig", "SegmenterConfig"]
 
@@ -53,13 +53,6 @@ class SegmenterConfig:
 
     num_classes: int = 21
     """Classes that the network predicts, without the ignored label."""
-    in_channels: int = 3
-    """Channels of an image: 3 for RGB, 1 for grey, or as many as a multispectral image has bands."""
-    channel_mean: tuple[float, ...] = ()
-    """Mean of each channel in 0–1, which the network subtracts. By default that of the backbone's weights for 3
-    channels, and for others that of the images to train on."""
-    channel_std: tuple[float, ...] = ()
-    """Standard deviation of each channel in 0–1, by which the network divides; given together with channel_mean."""
     backbone: str = "resnet50"
     """A timm network, or "tiny" for generated scenes. Transformers serve at their own stride (model.output_stride)."""
     backbone_weights: str | None = None
@@ -89,42 +82,49 @@ class SegmenterConfig:
     """Probability of dropping a channel before the classifier."""
     align_corners: bool = False
     """How logits are enlarged to the image; True is the authors' convention, for images of 8k + 1 pixels."""
+    in_channels: int = 3
+    """Channels of an image: 3 for RGB, 1 for grey, or as many as a multispectral image has bands."""
+    channel_mean: tuple[float, ...] = ()
+    """Mean of each channel in 0–1, which the network subtracts. By default that of the backbone's weights for 3
+    channels, and for others that of the images to train on."""
+    channel_std: tuple[float, ...] = ()
+    """Standard deviation of each channel in 0–1, by which the network divides; given together with channel_mean."""
     ema: EMAConfig = field(default_factory=EMAConfig)
     non_local: NonLocalConfig = field(default_factory=NonLocalConfig)
 
     def __post_init__(self) -> None:
-        for name, value, most in (
-            ("num_classes", self.num_classes, 2**16),
-            ("in_channels", self.in_channels, 1024),
-            ("channels", self.channels, 2**16),
-            ("head_channels", self.head_channels, 2**16),
-            ("auxiliary_channels", self.auxiliary_channels, 2**16),
-            ("head_kernel", self.head_kernel, 64),
-            ("backbone_blocks", max(self.backbone_blocks, default=0), 1000),
-            ("multi_grid", max(self.multi_grid, default=0), 1000),
-            ("ema.num_bases", self.ema.num_bases, 2**16),
-            ("ema.num_iters", self.ema.num_iters, 10_000),
-            ("non_local.inner_channels", self.non_local.inner_channels or 0, 2**16),
+        for name, value, least, most in (
+            ("num_classes", self.num_classes, 1, 2**16),
+            ("in_channels", self.in_channels, 1, 1024),
+            ("channels", self.channels, 1, 2**16),
+            ("head_channels", self.head_channels, 1, 2**16),
+            ("auxiliary_channels", self.auxiliary_channels, 0, 2**16),
+            ("head_kernel", self.head_kernel, 1, 64),
+            ("backbone_blocks", max(self.backbone_blocks, default=1), 1, 1000),
+            ("multi_grid", max(self.multi_grid, default=1), 1, 1000),
+            ("dropout", self.dropout, 0, 1),
+            ("ema.num_bases", self.ema.num_bases, 1, 2**16),
+            ("ema.num_iters", self.ema.num_iters, 1, 10_000),
+            ("ema.momentum", self.ema.momentum, 0, 1),
+            ("non_local.inner_channels", self.non_local.inner_channels or 1, 1, 2**16),
         ):
-            if value > most:
-                raise ValueError(f"{name} must be at most {most}, got {value}")
+            if not least <= value <= most:
+                raise SettingError(f"{name} must be {least} to {most}, got {value}")
         self._check_channels()
         if self.context not in get_args(ContextName) and not re.fullmatch(r"[\w.]+:\w+", str(self.context)):
             names = ", ".join(get_args(ContextName))
-            raise ValueError(
+            raise SettingError(
                 f"context must be one of {names}, or a class of your own as module:Class; got {self.context!r}"
             )
 
     def _check_channels(self) -> None:
-        if self.in_channels < 1:
-            raise ValueError(f"in_channels must be at least 1, got {self.in_channels}")
         mean, std, count = self.channel_mean, self.channel_std, self.in_channels
         if (mean or std) and not (len(mean) == len(std) == count):
-            raise ValueError(
+            raise SettingError(
                 f"channel_mean and channel_std must have a number for each of {count} channels; got {len(mean)} and "
                 f"{len(std)}"
             )
         if not all(0 <= value <= 1 for value in mean):
-            raise ValueError(f"channel_mean must be in 0–1, got {mean}")
+            raise SettingError(f"channel_mean must be in 0–1, got {mean}")
         if not all(SMALLEST_STD <= value < math.inf for value in std):
-            raise ValueError(f"channel_std must be at least {SMALLEST_STD:.3g} of the range 0–1, got {std}")
+            raise SettingError(f"channel_std must be at least {SMALLEST_STD:.3g} of the range 0–1, got {std}")

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass, field, fields
+from functools import partial
+from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import tyro
 from tyro.conf import arg
 
+from emalab.choices import SettingError
 from emalab.commands.environment import default_data_root, is_first_process, under_torchrun
 from emalab.commands.recipes import about, recipe_table
 from emalab.data.names import is_folder_name
 from emalab.data.required import check_data
 from emalab.options import RunOptions, run_folder
-from emalab.recipes import Recipe, get_recipe, recipe_from_dict, recipe_names
+from emalab.recipes import Recipe, get_recipe, recipe_from_dict, recipe_names, setting_names
 from emalab.recipes.files import check_file_name, is_recipe_file, read_recipe_file, refuse_code
 from emalab.results import git_commit, load_records
 from emalab.shipped import find_checkpoint
 from emalab.tables import aligned
 
 __all__ = ["run"]
+
+_Arguments = TypeVar("_Arguments")
 
 _USAGE = """usage: emalab train RECIPE [--FIELD VALUE ...]
        emalab train FILE.yaml [--FIELD VALUE ...]
@@ -53,7 +60,7 @@ def run(arguments: Sequence[str]) -> None:
         allow_code: tuple[str, ...] = ()
         """Modules that may be imported for a part of your own (model.context) that a file names."""
 
-    parsed = tyro.cli(Arguments, prog=chosen.program, description=about(recipe), args=chosen.flags)
+    parsed = _parse(Arguments, chosen)
     if parsed.run.num_nodes > 1 and not set(os.environ) & {"MASTER_ADDR", "SLURM_JOB_ID"}:  # it would wait for them
         raise ValueError(
             f"--num-nodes {parsed.run.num_nodes}: start the processes of all machines with torchrun or srun"
@@ -106,6 +113,37 @@ def _describes_classes(path: Path) -> bool:
 
     values = read_yaml(path, "a recipe's YAML")
     return isinstance(values, dict) and "classes" in values
+
+
+def _parse(kind: Callable[..., _Arguments], chosen: _Chosen) -> _Arguments:
+    """What the flags say. tyro boxes errors of nested settings; a wrong range takes one line, as elsewhere."""
+    parse = partial(tyro.cli, kind, prog=chosen.program, description=about(chosen.recipe), args=chosen.flags)
+    try:
+        with redirect_stderr(StringIO()):
+            return parse()
+    except (SettingError, SystemExit) as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, SettingError):
+            cause = cause.__context__
+        if cause is not None:
+            raise ValueError(_as_flags(str(cause))) from None
+        if error.args == (0,):  # help has been printed
+            raise
+    return parse()  # fails again, and now the box is seen
+
+
+def _as_flags(message: str) -> str:
+    """A message with flags in place of settings: --optim.lr for optim.lr, --model.num-classes for num_classes."""
+    known = {*setting_names(), *(item.name for item in fields(RunOptions))}
+
+    def flag(name: str) -> str:
+        full = next((full for full in (name, f"model.{name}") if full in known), None)
+        return f"--{full.replace('_', '-')}" if full else name
+
+    recipe, colon, rest = message.partition(": ") if message.startswith("recipe ") else ("", "", message)
+    first, space, rest = rest.partition(" ")
+    rest = re.sub(r"[a-z_]+(\.[a-z_]+)+", lambda name: flag(name[0]), rest)
+    return f"{recipe}{colon}{flag(first)}{space}{rest}"
 
 
 def _named(name: str, arguments: Sequence[str]) -> Recipe:

@@ -15,6 +15,7 @@ from emalab.recipes.config import (
     recipe_changes,
     recipe_from_dict,
     recipe_to_dict,
+    setting_names,
 )
 from emalab.recipes.files import get_recipe, recipe_to_yaml
 
@@ -32,4 +33,5 @@ __all__ = [
     "recipe_names",
     "recipe_to_dict",
     "recipe_to_yaml",
+    "setting_names",
 ]

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, g
 
 import tyro
 
+from emalab.choices import SettingError
 from emalab.data.names import SCENES
 from emalab.data.scene_settings import SceneSettings
 from emalab.segmenter_config import SegmenterConfig
@@ -29,6 +30,7 @@ __all__ = [
     "recipe_changes",
     "recipe_from_dict",
     "recipe_to_dict",
+    "setting_names",
 ]
 
 OptimizerName = Literal["sgd", "adamw"]
@@ -79,13 +81,13 @@ class LossConfig:
         """Check the ranges."""
         weights = self.class_weights
         if not all(0 <= weight < math.inf for weight in weights) or (weights and not any(weights)):
-            raise ValueError(f"optim.loss.class_weights must be at least 0, and not all 0; got {weights}")
+            raise SettingError(f"optim.loss.class_weights must be at least 0, and not all 0; got {weights}")
         if self.focal_gamma != 0 and not 1 <= self.focal_gamma < math.inf:
-            raise ValueError(f"optim.loss.focal_gamma must be 0, or 1 or more; got {self.focal_gamma}")
+            raise SettingError(f"optim.loss.focal_gamma must be 0, or 1 or more; got {self.focal_gamma}")
         if not 0 < self.hardest <= 1:
-            raise ValueError(f"optim.loss.hardest must be above 0 and at most 1; got {self.hardest}")
+            raise SettingError(f"optim.loss.hardest must be above 0 and at most 1; got {self.hardest}")
         if not 0 <= self.dice_weight < math.inf:
-            raise ValueError(f"optim.loss.dice_weight must be at least 0; got {self.dice_weight}")
+            raise SettingError(f"optim.loss.dice_weight must be at least 0; got {self.dice_weight}")
 
 
 @dataclass(frozen=True)
@@ -224,35 +226,35 @@ class Recipe:
         for least, values in ((1, least_one), (0, least_zero)):
             for name, value in values.items():
                 if not least <= value < math.inf:
-                    raise ValueError(f"recipe {self.name}: {name} must be at least {least}, got {value}")
+                    raise SettingError(f"recipe {self.name}: {name} must be at least {least}, got {value}")
         if not evaluation.scales or min(evaluation.scales) <= 0:
-            raise ValueError(f"recipe {self.name}: evaluation.scales must be positive, got {evaluation.scales}")
+            raise SettingError(f"recipe {self.name}: evaluation.scales must be positive, got {evaluation.scales}")
         if len(evaluation.scales) > 64 or max(evaluation.scales) > 16:
-            raise ValueError(
+            raise SettingError(
                 f"recipe {self.name}: evaluation.scales must be at most 64 numbers up to 16, got "
                 f"{len(evaluation.scales)} up to {max(evaluation.scales)}"
             )
         if evaluation.overlap >= 1:
-            raise ValueError(f"recipe {self.name}: evaluation.overlap must be below 1, got {evaluation.overlap}")
+            raise SettingError(f"recipe {self.name}: evaluation.overlap must be below 1, got {evaluation.overlap}")
         if evaluation.window and min(evaluation.window) * (1 - evaluation.overlap) < 8:
-            raise ValueError(
+            raise SettingError(
                 f"recipe {self.name}: windows of {evaluation.window} that share {evaluation.overlap:.2f} of their side "
                 "move on by less than 8 pixels, and scoring would not end; enlarge evaluation.window"
             )
         for name, value in (("flip", data.flip), ("photometric", data.photometric)):
             if value > 1:
-                raise ValueError(f"recipe {self.name}: data.{name} must be at most 1, got {value}")
+                raise SettingError(f"recipe {self.name}: data.{name} must be at most 1, got {value}")
         if optim.average >= 1:
-            raise ValueError(f"recipe {self.name}: optim.average must be below 1, got {optim.average}")
+            raise SettingError(f"recipe {self.name}: optim.average must be below 1, got {optim.average}")
         if data.scale_step is not None and data.scale_step <= 0:
-            raise ValueError(f"recipe {self.name}: data.scale_step must be above 0, got {data.scale_step}")
+            raise SettingError(f"recipe {self.name}: data.scale_step must be above 0, got {data.scale_step}")
         if not 0 < self.data.scale_range[0] <= self.data.scale_range[1]:
-            raise ValueError(
+            raise SettingError(
                 f"recipe {self.name}: data.scale_range must rise from above 0, got {self.data.scale_range}"
             )
         weights, classes = optim.loss.class_weights, self.model.num_classes
         if weights and len(weights) != classes:
-            raise ValueError(
+            raise SettingError(
                 f"recipe {self.name}: optim.loss.class_weights has {len(weights)} numbers for {classes} classes; give "
                 "one for each"
             )
@@ -263,19 +265,19 @@ def _check_batches(name: str, optim: OptimConfig) -> None:
     """Refuse a number of images that batch norm or the micro-batches of a step cannot do with."""
     size, parts = optim.batch_size, optim.accumulate_grad_batches
     if size % parts:
-        raise ValueError(
+        raise SettingError(
             f"recipe {name}: optim.batch_size {size} cannot be divided into optim.accumulate_grad_batches {parts} "
             "micro-batches of one size"
         )
     if size // parts < 2 and not optim.freeze_batch_norm:
         smaller = f" in {parts} micro-batches" if parts > 1 else ""
-        raise ValueError(
+        raise SettingError(
             f"recipe {name}: optim.batch_size {size}{smaller} is too small for batch norm; "
             f"take at least {2 * parts} or set optim.freeze_batch_norm"
         )
     loss = optim.loss
     if parts > 1 and loss.class_weights and loss.hardest < 1 and optim.loss_average == "valid":
-        raise ValueError(
+        raise SettingError(
             f"recipe {name}: with optim.accumulate_grad_batches {parts}, optim.loss.class_weights and "
             "optim.loss.hardest do not combine, because what to divide by is known only after the last micro-batch; "
             "set optim.loss_average to all, or leave one of them out"
@@ -331,9 +333,14 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def setting_names() -> list[str]:
+    """Every setting of a recipe by its dotted name, such as "optim.lr"."""
+    return list(_flat(recipe_to_dict(Recipe())))
+
+
 def field_hint(path: str) -> str:
     """What is probably meant by a field that there is not, as "did you mean 'optim.lr'? "; empty without an idea."""
-    fields = list(_flat(recipe_to_dict(Recipe())))
+    fields = setting_names()
     known = dict.fromkeys([*fields, *(name.rpartition(".")[0] for name in fields)])
     leaves = {name.rpartition(".")[2] for name in known} - {""}
     nearest = get_close_matches(path.rpartition(".")[2], leaves, 1, 0.7)

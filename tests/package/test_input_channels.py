@@ -140,8 +140,8 @@ class TestSegmenter:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"in_channels": 0}, "in_channels must be at least 1, got 0"),
-            ({"in_channels": 1025}, "in_channels must be at most 1024"),
+            ({"in_channels": 0}, "in_channels must be 1 to 1024, got 0"),
+            ({"in_channels": 1025}, "in_channels must be 1 to 1024, got 1025"),
             (
                 {"in_channels": 4, "channel_mean": (0.5,) * 3, "channel_std": (0.5,) * 4},
                 "for each of 4 channels; got 3",

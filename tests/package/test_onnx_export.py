@@ -57,6 +57,25 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(json.loads(properties["classes"])) == 5
 
 
+class Missing(nn.Module):
+    """An operation that ONNX does not have."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return nn.functional.interpolate(features, scale_factor=1.0, mode="bicubic", antialias=True)
+
+
+def test_an_operation_that_onnx_does_not_have(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """torch prints its whole graph from C++."""
+    model = tiny_segmenter()
+    model.context = Missing()
+    with pytest.raises(ValueError, match=r"cannot be written as ONNX: .*_upsample_bicubic2d_aa") as refused:
+        export_onnx(model, tmp_path / "net.onnx")
+    assert "\n" not in str(refused.value)
+    print("and standard output is there again")
+    assert capfd.readouterr() == ("and standard output is there again\n", "")
+    assert not list(tmp_path.iterdir())
+
+
 def test_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"an ONNX network is a \.onnx file"):
         export_onnx(tiny_segmenter(), tmp_path / "net.pt")

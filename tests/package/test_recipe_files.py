@@ -122,7 +122,7 @@ class TestMistakes:
             ("a: &a [x, x]\nb: [*a, *a]", "aliases (*name) are not used here"),
             ("[" * 5000, "nested too deeply"),
             ("#" * 1_100_000, "has 1100000 bytes"),
-            ("base: shapes-tiny\nmodel.backbone_blocks: [2000000]", "backbone_blocks must be at most 1000"),
+            ("base: shapes-tiny\nmodel.backbone_blocks: [2000000]", "backbone_blocks must be 1 to 1000"),
             ('base: shapes-tiny\nnotes: "\\e[31m"', "recipe.notes must be printable text"),
         ],
     )
@@ -173,7 +173,7 @@ class TestMistakes:
 
     @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(
-        st.recursive(
+        content=st.recursive(
             st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.dates(),
             lambda inner: (
                 st.lists(inner, max_size=3)

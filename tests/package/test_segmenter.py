@@ -84,7 +84,7 @@ class TestAuxiliaryHead:
         assert len(model.training_logits(random_images(1, 3, 32, 32))) == 1
 
     def test_channels_below_zero(self) -> None:
-        with pytest.raises(ValueError, match="auxiliary_channels must be at least 0, got -1"):
+        with pytest.raises(ValueError, match="auxiliary_channels must be 0 to 65536, got -1"):
             tiny_segmenter(auxiliary_channels=-1)
 
 
