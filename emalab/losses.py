@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from emalab.optim import cross_entropy
 from emalab.recipes import LossConfig
+from emalab.recipes.config import LovaszErrors
 
-__all__ = ["LossTerms", "SegmentationLoss", "hardest_pixels", "soft_dice"]
+__all__ = ["LossTerms", "SegmentationLoss", "hardest_pixels", "lovasz", "soft_dice"]
 
 
 class LossTerms(NamedTuple):
@@ -30,10 +31,10 @@ class SegmentationLoss(nn.Module):
 
     A labeled pixel of class y, whose probability the network gives as p, adds w_y (1 − p)^γ (−ln p) to ``total`` and
     w_y to ``divisor``: weighted cross-entropy (`torch.nn.CrossEntropyLoss`) for γ = 0, the focal loss of Lin et al.,
-    ICCV 2017, otherwise. ``per_image`` is `soft_dice` times its weight.
+    ICCV 2017, otherwise. ``per_image`` is the sum of `soft_dice` and `lovasz`, each times its weight.
 
     Args:
-        config: class weights, γ, the part of pixels that count, the weight of Dice.
+        config: class weights, γ, the part of pixels that count, the weights of Dice and of the Lovász loss.
         ignore_index: label that does not count.
     """
 
@@ -63,8 +64,12 @@ class SegmentationLoss(nn.Module):
         if config.hardest < 1:
             kept = hardest_pixels(losses, labeled, config.hardest)
             losses, weights = losses * kept, weights * kept
-        dice = config.dice_weight * soft_dice(logits, targets, labeled) if config.dice_weight else nothing
-        return LossTerms(losses.sum(), weights.sum(), dice)
+        per_image = nothing
+        if config.dice_weight:
+            per_image = per_image + config.dice_weight * soft_dice(logits, targets, labeled)
+        if config.lovasz_weight:
+            per_image = per_image + config.lovasz_weight * lovasz(logits, targets, labeled, config.lovasz)
+        return LossTerms(losses.sum(), weights.sum(), per_image)
 
     def divisor(self, masks: Tensor) -> Tensor:
         """The ``divisor`` of `forward`, from labels (b, h, w) alone.
@@ -114,3 +119,45 @@ def soft_dice(logits: Tensor, targets: Tensor, labeled: Tensor) -> Tensor:
     dice = 2 * common / (probabilities.sum((2, 3)) + counts).clamp(min=torch.finfo(right.dtype).eps)
     present = counts > 0
     return (((1 - dice) * present).sum(1) / present.sum(1).clamp(min=1)).mean()
+
+
+def lovasz(logits: Tensor, targets: Tensor, labeled: Tensor, errors: LovaszErrors = "softmax") -> Tensor:
+    """The Lovász extension of 1 − IoU of each class in each image, averaged. Berman et al., CVPR 2018.
+
+    If the pixels M are wrong about class c, whose pixels are Y, 1 − IoU is Δ(M) = |M| / |Y ∪ M|. The extension of Δ to
+    errors m ≥ 0 of pixels is Σ m_i (Δ(the i largest) − Δ(the i − 1 largest)), with m in falling order (equations 8 and
+    9 of the paper). The mean is over the classes that an image has, then over the images; an image without labels adds
+    0.
+
+    Args:
+        logits: (b, classes, h, w), of at least two classes.
+        targets: classes (b, h, w), int64, of any value where not labeled.
+        labeled: (b, h, w), bool.
+        errors: "softmax" takes 1 − p_c on pixels of class c and p_c on others, with probabilities p. "hinge" takes
+            max(0, 1 − f_c) and max(0, 1 + f_c), where the margin f_c is the logit of c minus the largest other one.
+            With two classes this is the paper's binary hinge, averaged over both.
+    """
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    valid = labeled.flatten(1)[:, None]
+    classes = torch.arange(logits.shape[1], device=logits.device)[:, None]
+    truth = (targets.flatten(1)[:, None] == classes) & valid  # b classes n
+    if errors == "softmax":
+        wrong = (truth.to(logits.dtype) - logits.softmax(1).flatten(2)).abs()
+    else:
+        margins = _margins(logits).flatten(2)
+        wrong = (1 - margins.where(truth, -margins)).relu()
+    order = wrong.detach().masked_fill(~valid, -1).argsort(2, descending=True)  # pixels without a label come last,
+    wrong = wrong.masked_fill(~valid, 0).gather(2, order)  # with no error
+    of_class = truth.gather(2, order).to(wrong.dtype)
+    pixels = of_class.sum(2, keepdim=True)
+    delta = 1 - (pixels - of_class.cumsum(2)) / (pixels + (1 - of_class).cumsum(2)).clamp(min=1)
+    losses = (wrong * delta.diff(dim=2, prepend=torch.zeros_like(pixels))).sum(2)
+    present = pixels[..., 0] > 0
+    return ((losses * present).sum(1) / present.sum(1).clamp(min=1)).mean()
+
+
+def _margins(logits: Tensor) -> Tensor:
+    """Each logit minus the largest of the others: (b, classes, h, w)."""
+    values, places = logits.topk(2, dim=1)
+    others = values[:, :1].expand_as(logits).scatter(1, places[:, :1], values[:, 1:])
+    return logits - others

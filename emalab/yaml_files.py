@@ -11,6 +11,7 @@ import yaml
 
 __all__ = ["read_yaml"]
 
+
 def read_yaml(path: Path, expected: str = "a few lines of YAML", most_bytes: int = 1 << 20) -> Any:
     """The plain values in a YAML file: mappings, lists, text, numbers, dates.
 

@@ -35,6 +35,7 @@ __all__ = [
 
 OptimizerName = Literal["sgd", "adamw"]
 LossAverage = Literal["valid", "all"]
+LovaszErrors = Literal["softmax", "hinge"]
 Execution = Literal["eager", "cuda_graph", "compile"]
 Precision = Literal["32-true", "64-true", "16-mixed", "bf16-mixed"]
 
@@ -76,6 +77,10 @@ class LossConfig:
     """Part of an image's labeled pixels that count, those with the largest loss (online hard example mining)."""
     dice_weight: float = 0.0
     """Weight of the soft Dice loss, which is added."""
+    lovasz_weight: float = 0.0
+    """Weight of the Lovász loss, which is added."""
+    lovasz: LovaszErrors = "softmax"
+    """Errors that the Lovász loss takes: 1 − probability ("softmax"), or 1 − margin of logits, if above 0 ("hinge")."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -86,8 +91,9 @@ class LossConfig:
             raise SettingError(f"optim.loss.focal_gamma must be 0, or 1 or more; got {self.focal_gamma}")
         if not 0 < self.hardest <= 1:
             raise SettingError(f"optim.loss.hardest must be above 0 and at most 1; got {self.hardest}")
-        if not 0 <= self.dice_weight < math.inf:
-            raise SettingError(f"optim.loss.dice_weight must be at least 0; got {self.dice_weight}")
+        for name in ("dice_weight", "lovasz_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise SettingError(f"optim.loss.{name} must be at least 0; got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ class OptimConfig:
     clip_norm: float | None = None
     """Largest L2 norm of the whole gradient; none for no clipping."""
     loss: LossConfig = field(default_factory=LossConfig)
-    """Class weights, focal loss, hard pixels and Dice; by default plain cross-entropy."""
+    """Class weights, focal loss, hard pixels, Dice and Lovász; by default plain cross-entropy."""
     loss_average: LossAverage = "valid"
     """Divide the loss summed over pixels by labeled ones ("valid"; by the sum of their class weights where there are
     any) or, as in the authors' code, by all ("all")."""

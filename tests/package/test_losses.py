@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise, permutations
+from typing import Literal
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch.nn.functional as F
 from tiny import tiny_recipe
 from torch import Tensor
 
-from emalab.losses import SegmentationLoss, hardest_pixels, soft_dice
+from emalab.losses import SegmentationLoss, hardest_pixels, lovasz, soft_dice
 from emalab.optim import cross_entropy
 from emalab.recipes import LossConfig, recipe_from_dict, recipe_to_dict
 
@@ -97,6 +99,94 @@ def test_dice_is_that_of_segmentation_models_pytorch(seed: int) -> None:
     torch.testing.assert_close(with_dice - plain, 0.7 * torch.stack(expected).mean())
 
 
+def lost_iou(wrong: set[int], pixels: set[int]) -> float:
+    """1 − IoU of a class with these pixels, if those in ``wrong`` are predicted wrongly: Δ, a function of sets."""
+    return len(wrong) / len(pixels | wrong)
+
+
+def extended_by_levels(errors: list[float], pixels: set[int]) -> float:
+    """The Lovász extension of Δ as an integral over thresholds t of Δ({i: m_i ≥ t})."""
+    levels = [0.0, *sorted(set(errors))]
+    return sum(
+        (high - low) * lost_iou({i for i, error in enumerate(errors) if error >= high}, pixels)
+        for low, high in pairwise(levels)
+    )
+
+
+def extended_by_orders(errors: list[float], pixels: set[int]) -> float:
+    """The same for a submodular Δ: the largest value over all orders in which pixels are added."""
+    values = []
+    for order in permutations(range(len(errors))):
+        grown = [lost_iou(set(order[:count]), pixels) for count in range(len(order) + 1)]
+        values.append(
+            sum(errors[i] * (after - before) for i, (before, after) in zip(order, pairwise(grown), strict=True))
+        )
+    return max(values)
+
+
+def errors_by_hand(logits: Tensor, label: int, of_class: int, kind: str) -> float:
+    """Of one pixel with logits (classes), for one class."""
+    if kind == "softmax":
+        p = logits.softmax(0)[of_class].item()
+        return 1 - p if label == of_class else p
+    margin = (logits[of_class] - max(z for c, z in enumerate(logits) if c != of_class)).item()
+    return max(0.0, 1 - margin if label == of_class else 1 + margin)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "hinge"])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_lovasz_is_the_extension_of_the_lost_iou(kind: Literal["softmax", "hinge"], classes: int) -> None:
+    """Of 40 images of six pixels: against two other definitions of the extension, computed with sets."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(40):
+        logits = 2 * torch.randn(1, classes, 2, 3, generator=generator, dtype=torch.float64)
+        targets = torch.randint(0, classes, (1, 2, 3), generator=generator)
+        labeled = torch.rand(1, 2, 3, generator=generator) < 0.8
+        labels = targets[labeled].tolist()
+        pixels = list(logits.movedim(1, -1)[labeled])
+        expected = []
+        for of_class in sorted(set(labels)):
+            errors = [errors_by_hand(z, label, of_class, kind) for z, label in zip(pixels, labels, strict=True)]
+            own = {i for i, label in enumerate(labels) if label == of_class}
+            expected.append(extended_by_levels(errors, own))
+            assert extended_by_orders(errors, own) == pytest.approx(expected[-1])
+        found = lovasz(logits, targets, labeled, kind).item()
+        assert found == pytest.approx(sum(expected) / max(len(expected), 1))
+
+
+def test_lovasz_of_certain_predictions_is_one_minus_iou() -> None:
+    """Class 0 is found in one of two pixels, class 1 in its one pixel and one more; the fourth has no label."""
+    targets = torch.tensor([[[0, 0, 1, 9]]])
+    logits = torch.full((1, 3, 1, 4), -1e4)
+    for pixel, label in enumerate((0, 1, 1, 2)):
+        logits[0, label, 0, pixel] = 1e4
+    torch.testing.assert_close(lovasz(logits, targets, targets != 9), torch.tensor((1 / 2 + 1 / 2) / 2))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_lovasz_is_that_of_segmentation_models_pytorch(seed: int) -> None:
+    smp = pytest.importorskip("segmentation_models_pytorch", reason="its Lovász loss is not installed")
+    logits, masks = batch(seed)
+    logits = logits.float()  # theirs takes no other
+    labeled, targets = masks != 255, masks.long()
+    expected = smp.losses.LovaszLoss("multiclass", per_image=True, ignore_index=255)(logits, targets)
+    torch.testing.assert_close(lovasz(logits, targets, labeled), expected)
+    two = logits[:, :2]
+    binary = smp.losses.LovaszLoss("binary", per_image=True, ignore_index=255)
+    sides = [
+        binary(sign * (two[:, 1] - two[:, 0]), torch.where(labeled, targets % 2 == side, 255))
+        for side, sign in ((1, 1), (0, -1))
+    ]
+    torch.testing.assert_close(lovasz(two, targets % 2, labeled, "hinge"), torch.stack(sides).mean())
+
+
+def test_lovasz_has_a_gradient_where_a_pixel_is_certain_and_wrong() -> None:
+    for kind in ("softmax", "hinge"):
+        logits = torch.tensor([[200.0, 0.0], [0.0, 200.0]]).T[None, :, None].bfloat16().requires_grad_()
+        lovasz(logits, torch.tensor([[[1, 1]]]), torch.ones(1, 1, 2).bool(), kind).backward()
+        assert logits.grad.isfinite().all()
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -104,7 +194,9 @@ def test_dice_is_that_of_segmentation_models_pytorch(seed: int) -> None:
         LossConfig(focal_gamma=2),
         LossConfig(hardest=0.3),
         LossConfig(dice_weight=1),
-        LossConfig(class_weights=WEIGHTS, focal_gamma=2, hardest=0.5, dice_weight=1),
+        LossConfig(lovasz_weight=1),
+        LossConfig(lovasz_weight=1, lovasz="hinge"),
+        LossConfig(class_weights=WEIGHTS, focal_gamma=2, hardest=0.5, dice_weight=1, lovasz_weight=0.5),
     ],
     ids=str,
 )
@@ -146,6 +238,7 @@ class TestEvery:
         ({"hardest": 0.0}, "hardest must be above 0 and at most 1; got 0.0"),
         ({"hardest": 1.5}, "hardest"),
         ({"dice_weight": -1.0}, "dice_weight must be at least 0; got -1.0"),
+        ({"lovasz_weight": math.inf}, "lovasz_weight must be at least 0; got inf"),
     ],
 )
 def test_settings_that_are_none(settings: dict[str, float], message: str) -> None:
