@@ -61,7 +61,7 @@ def with_statistics(
     else:
         first = not dist.is_initialized() or dist.get_rank() == 0
         mean, std = of_all_ranks(channel_statistics(data, progress=progress) if first else ((), ()))[0]
-        report(f"mean of the channels in {recipe.data.train_split}: {_shown(mean)}; deviation: {_shown(std)} (of 0–1)")
+        report(f"channels of {recipe.data.train_split}: mean {_shown(mean)}; deviation {_shown(std)} (of 0–1)")
     return replace(recipe, model=replace(config, channel_mean=mean, channel_std=std))
 
 

@@ -100,9 +100,9 @@ def check_channels(in_channels: int, dataset: LabeledImages) -> None:
     found, name = dataset.spec.channels, dataset.spec.name
     if in_channels == found:
         return
-    way_out = f"set model.in_channels to {found}"
-    if is_folder_name(name):
-        way_out += f", or write channels: {in_channels} into its classes.yaml if its files have them"
+    way_out = f"set model.in_channels to {found}, or take other data"
+    if is_folder_name(name) and (in_channels, found) in ((3, 4), (1, 3)):
+        way_out += f"; channels: {in_channels} in its classes.yaml reads it with {in_channels}"
     raise ValueError(
         f"the network takes images with {channels_of(in_channels)}, those of {name} have {found}; {way_out}"
     )

@@ -179,9 +179,9 @@ def _channel_notes(folder: Path, labels: FolderLabels) -> list[str]:
     reading = _reading(folder, labels)
     if reading.channels in (None, 3):
         return []
-    also = "; channels: 3 there would read RGB alone" if reading.channels == 4 and labels.channels is None else ""
-    unsaid = f", and {CLASSES_FILE} does not say otherwise{also}" if labels.channels is None else ""
-    return [f"images have {channels_of(reading.channels)}, {reading.reason}{unsaid}"]
+    also = reading.channels == 4 and labels.channels is None
+    rgb = f"; channels: 3 in {CLASSES_FILE} would drop the fourth" if also else ""
+    return [f"images have {channels_of(reading.channels)}, {reading.reason}{rgb}"]
 
 
 def _layout_notes(layout: Layout) -> list[str]:

@@ -357,7 +357,7 @@ def check_range(mode: str, rawmode: str, depth: int, bits: int | None, brightest
     """Refuse an image of 16 bits that would come out nearly black, or overflow, for want of its true depth."""
     way_out = "save it with 8 bits, scaled to 0–255"
     if mode == "I" or mode.startswith("I;16"):
-        way_out += ", or give bits (an argument in Python, a key of classes.yaml)"
+        way_out += ", or give bits (--bits of predict, an argument in Python, a key of classes.yaml)"
         if brightest >= 1 << (bits or depth):
             raise _Refusal(f"has the value {brightest}, which {bits or depth} bits do not hold; {way_out}.")
         if bits is None and depth == 16 and 0 < brightest < _DARK:

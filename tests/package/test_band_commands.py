@@ -222,7 +222,7 @@ class TestFromAFolder:
         crop = ["--data.crop-size", "32", "32", "--accelerator", "cpu"]
         main(["train", folder, "--out", str(run), *quick, *crop, *flags])
         printed = capsys.readouterr().out
-        assert "mean of the channels in train: " in printed
+        assert "channels of train: mean " in printed
         adapted = f"backbone.network.conv_stem.weight of emanet-lite2-voc-animals adapted from 3 channels to {count}"
         assert adapted in printed
         model = read_recipe(run / "last.pt").model

@@ -123,7 +123,7 @@ def test_lines_say_what_was_computed(folder: str, tmp_path: Path, capsys: pytest
     train(start, tmp_path / "run", replace(CPU, progress=True))
     printed = capsys.readouterr().out
     mean, _ = channel_statistics(load_dataset(folder, "train"))
-    assert f"mean of the channels in train: {', '.join(f'{value:.3g}' for value in mean)}; deviation: 0.0" in printed
+    assert f"channels of train: mean {', '.join(f'{value:.3g}' for value in mean)}; deviation 0.0" in printed
     assert f"backbone.layers.0.weight of {tmp_path}/rgb/last.pt adapted from 3 channels to 5" in printed
 
 

@@ -25,6 +25,7 @@ from emalab.data.memory import InMemory
 from emalab.data.names import is_folder_name
 from emalab.data.prepare import prepare_dataset
 from emalab.data.voc import voc_palette
+from emalab.evaluation import check_channels
 from emalab.options import RunOptions
 
 COLORS = ((52, 58, 72), (165, 65, 55), (20, 110, 105))
@@ -445,6 +446,15 @@ class TestChannels:
         report = check_dataset(f"{root}/", None)
         assert report.ok
         assert f"images have {count} channels, as {root}/images/train/0{suffixes[0]} has" in str(report)
+
+    def test_a_fourth_may_be_dropped_for_a_network_of_rgb(self, tmp_path: Path) -> None:
+        root = self.folder(tmp_path, [".tif"], 4)
+        assert "channels: 3 in classes.yaml would drop the fourth" in str(check_dataset(f"{root}/", None))
+        data = load_dataset(f"{root}/", "train")
+        with pytest.raises(ValueError, match=r"have 4; .*; channels: 3 in its classes\.yaml reads it with 3$"):
+            check_channels(3, data)
+        with pytest.raises(ValueError, match=r"have 4; set model\.in_channels to 4, or take other data$"):
+            check_channels(5, data)
 
     def test_of_photographs_are_three(self, tmp_path: Path) -> None:
         root = self.folder(tmp_path, [".png", ".tif"], 3)
