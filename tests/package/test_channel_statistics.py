@@ -129,9 +129,7 @@ def test_lines_say_what_was_computed(folder: str, tmp_path: Path, capsys: pytest
 
 @pytest.mark.parametrize("count", [3, 4])
 def test_another_number_than_the_datas_is_refused(count: int, folder: str, tmp_path: Path) -> None:
-    message = (
-        f"the network takes images with {count} channels, those of .* have 5; set model.in_channels to 5, or write"
-    )
+    message = f"the network takes images with {count} channels, those of .* have 5; set model.in_channels to 5, or take"
     with pytest.raises(ValueError, match=message):
         train(recipe(folder, in_channels=count), tmp_path / "run", CPU)
     assert not (tmp_path / "run").exists()

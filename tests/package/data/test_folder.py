@@ -509,6 +509,8 @@ class TestChannels:
         assert load_dataset(f"{root}/", "train").spec.channels == 3
         data = load_dataset(f"{root}/", "train", grey=True)
         assert (data.spec.channels, data[0].image.shape[0]) == (1, 1)
+        (root / "classes.yaml").write_text("classes: [low, high]\nchannels: 3\n")
+        assert load_dataset(f"{root}/", "train", grey=True).spec.channels == 3
 
     def test_a_damaged_first_file_is_a_problem_of_its_own(self, tmp_path: Path) -> None:
         root = self.folder(tmp_path, [".npy", ".npy"], 5)
