@@ -188,6 +188,7 @@ class Trainer:
             data.photometric,
             self.model.normalize.values[0],
             self.train_data.spec.ignore_index,
+            data.rotation,
         )
         return training_loader(
             self.train_data,

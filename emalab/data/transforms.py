@@ -1,7 +1,8 @@
 """Training-time transforms of an image together with its labels.
 
 The augmentation is that of DeepLab and its successors: random scale, crop with padding, flip, and optionally a
-distortion of the colors. Everything random is drawn from torch's global generator, as in `torchvision.transforms.v2`.
+rotation and a distortion of the colors. Everything random is drawn from torch's global generator, as in
+`torchvision.transforms.v2`.
 """
 
 import math
@@ -10,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import grid_sample
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
@@ -19,11 +21,12 @@ from emalab.modules import IMAGENET_MEAN
 
 
 class TrainTransform(nn.Module):
-    """Random scale, crop, flip and color distortion; a `Sample` of any size becomes one of `crop_size`.
+    """Random scale, rotation, crop, flip and color distortion; a `Sample` of any size becomes one of `crop_size`.
 
     The image is scaled by s and a crop is taken of it; where the scaled image is smaller than the crop, it lies at
     a random place in it and the rest is padding. As scaling is the larger part of the work, the crop window is
-    chosen in the source and only that is scaled: the same up to rounding the window to whole source pixels.
+    chosen in the source and only that is scaled: the same up to rounding the window to whole source pixels. A rotation
+    turns the image about the center of what the crop shows of it, and fills what then lies beyond the image as padding.
 
     Args:
         crop_size: (height, width) of the result, in pixels.
@@ -36,6 +39,7 @@ class TrainTransform(nn.Module):
         mean_fill: value in 0–1 of each of c channels in the padding; with the mean of `Normalize`, padding is 0 for the
             network.
         ignore_index: label of the padding; above 255, masks are int32.
+        rotation: the angle is uniform in −rotation … rotation, in degrees.
 
     Raises:
         ValueError: an argument out of range.
@@ -50,6 +54,7 @@ class TrainTransform(nn.Module):
         photometric: float = 0.0,
         mean_fill: Sequence[float] = IMAGENET_MEAN,
         ignore_index: int = 255,
+        rotation: float = 0.0,
     ) -> None:
         super().__init__()
         if min(crop_size) < 1:
@@ -62,6 +67,8 @@ class TrainTransform(nn.Module):
             raise ValueError(f"flip is {flip}; it is a probability")
         if not 0 <= photometric <= 1:
             raise ValueError(f"photometric is {photometric}; it must be in 0–1")
+        if not 0 <= rotation <= 180:
+            raise ValueError(f"rotation is {rotation}; it must be in 0–180 degrees")
         if not all(0 <= value <= 1 for value in mean_fill):
             raise ValueError(f"mean_fill is {mean_fill}; it must have values in 0–1")
         self.crop_size = crop_size
@@ -70,6 +77,7 @@ class TrainTransform(nn.Module):
         self.flip = flip
         self.photometric = photometric
         self.ignore_index = ignore_index
+        self.rotation = rotation
         self.fill = torch.tensor([round(255 * value) for value in mean_fill], dtype=torch.uint8)
 
     def forward(self, sample: Sample) -> Sample:
@@ -79,27 +87,30 @@ class TrainTransform(nn.Module):
         rows, columns = (
             _draw_window(length, crop, scale) for length, crop in zip(mask.shape, self.crop_size, strict=True)
         )
-        size = [rows.resized, columns.resized]
-        image = image[:, rows.source, columns.source]
-        mask = mask[rows.source, columns.source]
-        image = _resize_image(image, size)
-        # Exact nearest: plain "nearest" rounds down, half a pixel off the image.
-        mask = F.resize(mask[None], size, InterpolationMode.NEAREST_EXACT)[0]
+        inside = None
+        if self.rotation > 0:
+            angle = torch.empty(()).uniform_(-self.rotation, self.rotation).item()
+            image, mask, inside = turned_crop(image, mask, (rows, columns), self.crop_size, angle)
+        else:
+            image, mask = _scaled_window(image, mask, rows, columns)
         if self.photometric > 0:
             distort = distort_colors if len(image) == 3 else distort_bands
             image = distort(image, self.photometric)
 
         image_crop = self.fill[:, None, None].repeat(1, *self.crop_size)
         mask_crop = torch.full(self.crop_size, self.ignore_index, dtype=label_dtype(self.ignore_index))
-        image_crop[:, rows.target, columns.target] = image
-        mask_crop[rows.target, columns.target] = mask
+        if inside is None:
+            image_crop[:, rows.target, columns.target] = image
+            mask_crop[rows.target, columns.target] = mask
+        else:
+            image_crop, mask_crop = image.where(inside, image_crop), mask.where(inside, mask_crop)
         if torch.rand(()) < self.flip:
             image_crop, mask_crop = F.horizontal_flip(image_crop), F.horizontal_flip(mask_crop)
         return Sample(as_image(image_crop), as_mask(mask_crop), sample.name)
 
     def extra_repr(self) -> str:
         """The settings, for `print`."""
-        names = ("crop_size", "scale_range", "scale_steps", "flip", "photometric")
+        names = ("crop_size", "scale_range", "scale_steps", "flip", "photometric", "rotation")
         return ", ".join(f"{name}={getattr(self, name)}" for name in names)
 
     def _draw_scale(self) -> float:
@@ -117,6 +128,11 @@ class _Window(NamedTuple):
     resized: int
     target: slice
 
+    @property
+    def scale(self) -> float:
+        """Pixels of the crop per pixel of the image."""
+        return self.resized / (self.source.stop - self.source.start)
+
 
 def _draw_window(length: int, crop: int, scale: float) -> _Window:
     """A random crop of an axis with `length` pixels that is scaled by `scale`."""
@@ -127,6 +143,70 @@ def _draw_window(length: int, crop: int, scale: float) -> _Window:
     extent = min(length, max(1, round(crop / scale)))
     start = _draw_integer(0, length - extent)
     return _Window(slice(start, start + extent), crop, slice(0, crop))
+
+
+def _scaled_window(image: Tensor, mask: Tensor, rows: _Window, columns: _Window) -> tuple[Tensor, Tensor]:
+    """What a crop shows of an image (c, h, w) and its mask (h, w), scaled."""
+    size = [rows.resized, columns.resized]
+    image = _resize_image(image[:, rows.source, columns.source], size)
+    # Exact nearest: plain "nearest" rounds down, half a pixel off the image.
+    mask = F.resize(mask[None, rows.source, columns.source], size, InterpolationMode.NEAREST_EXACT)[0]
+    return image, mask
+
+
+def turned_crop(
+    image: Tensor, mask: Tensor, windows: tuple[_Window, _Window], crop_size: tuple[int, int], angle: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A crop of an image that is scaled, then turned about the center of what the crop shows of it without the turn.
+
+    One resampling, nearest for labels and bilinear for the image; before it, an image that becomes smaller is reduced
+    with antialiasing, which `torch.nn.functional.grid_sample` lacks.
+
+    Args:
+        image: uint8 (c, h, w).
+        mask: labels (h, w), of an integer type.
+        windows: of rows and columns, as without a turn.
+        crop_size: height and width of the result.
+        angle: degrees counterclockwise; 90 is `torch.rot90`.
+
+    Returns:
+        Image and labels of the crop's size, and which pixels lie in the image, bool; the others repeat its border.
+    """
+    positions = _turned_positions(windows, crop_size, angle)
+    inside = torch.ones(crop_size, dtype=torch.bool)
+    sides, in_region = [], []
+    for position, window, length, axis in zip(positions, windows, mask.shape, (-2, -1), strict=True):
+        inside &= (position >= 0) & (position < length)
+        start = max(int(position.min()) - 1, 0)
+        extent = min(int(position.max()) + 2, length) - start
+        image, mask = image.narrow(axis, start, extent), mask.narrow(axis, start, extent)
+        sides.append(max(1, round(extent * min(window.scale, 1))))
+        in_region.append(2 * (position - start) / extent - 1)
+    grid = torch.stack(in_region[::-1], dim=-1).float()
+    return _sample(_resize_image(image, sides), grid, "bilinear"), _sample(mask[None], grid, "nearest")[0], inside
+
+
+def _turned_positions(
+    windows: tuple[_Window, _Window], crop_size: tuple[int, int], angle: float
+) -> tuple[Tensor, Tensor]:
+    """Row and column of the image, in its pixels, at the center of each pixel of a turned crop: each (h, w)."""
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    y, x = (
+        torch.arange(length, dtype=torch.float64) + 0.5 - (window.target.start + window.target.stop) / 2
+        for length, window in zip(crop_size, windows, strict=True)
+    )
+    rows, columns = windows
+    down, right = cos * y[:, None] + sin * x, cos * x - sin * y[:, None]
+    return (
+        (rows.source.start + rows.source.stop) / 2 + down / rows.scale,
+        (columns.source.start + columns.source.stop) / 2 + right / columns.scale,
+    )
+
+
+def _sample(image: Tensor, grid: Tensor, mode: str) -> Tensor:
+    """Integers (c, h, w) at the positions ``grid`` (i, j, 2), −1 … 1 from border to border: (c, i, j)."""
+    found = grid_sample(image[None].float(), grid[None], mode, padding_mode="border", align_corners=False)[0]
+    return found.round().to(image.dtype)
 
 
 def _resize_image(image: Tensor, size: list[int]) -> Tensor:

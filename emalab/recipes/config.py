@@ -61,6 +61,8 @@ class DataConfig:
     """Probability of a left-right flip."""
     photometric: float = 0.0
     """Strength of random brightness, contrast, saturation and hue, 0 to 1."""
+    rotation: float = 0.0
+    """Largest angle, in degrees, by which an image is turned to either side."""
     scenes: SceneSettings = field(default_factory=SceneSettings)
     """Settings of generated scenes."""
 
@@ -226,6 +228,7 @@ class Recipe:
             "optim.auxiliary_weight": optim.auxiliary_weight,
             "data.flip": data.flip,
             "data.photometric": data.photometric,
+            "data.rotation": data.rotation,
             "seed": self.seed,
             "evaluation.every": evaluation.every,
         }
@@ -252,6 +255,8 @@ class Recipe:
                 raise SettingError(f"recipe {self.name}: data.{name} must be at most 1, got {value}")
         if optim.average >= 1:
             raise SettingError(f"recipe {self.name}: optim.average must be below 1, got {optim.average}")
+        if data.rotation > 180:
+            raise SettingError(f"recipe {self.name}: data.rotation must be at most 180 degrees, got {data.rotation}")
         if data.scale_step is not None and data.scale_step <= 0:
             raise SettingError(f"recipe {self.name}: data.scale_step must be above 0, got {data.scale_step}")
         if not 0 < self.data.scale_range[0] <= self.data.scale_range[1]:

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
-from emalab.data import Sample
-from emalab.data.transforms import TrainTransform, adjust_bands, adjust_colors
+from emalab.data import Sample, transforms
+from emalab.data.transforms import TrainTransform, adjust_bands, adjust_colors, turned_crop
 from emalab.modules import Normalize
 
 FILL = (1.0, 0.0, 1.0)  # a color that the ramp below has nowhere
@@ -33,11 +33,12 @@ def is_padding(sample: Sample) -> torch.Tensor:
     crop=st.tuples(st.integers(1, 80), st.integers(1, 80)),
     scale=st.tuples(st.floats(0.25, 1), st.floats(1, 4)),
     flip=st.sampled_from([0.0, 0.5, 1.0]),
+    rotation=st.sampled_from([0.0, 10.0, 180.0]),
     seed=st.integers(0, 2**32),
 )
-def test_size_padding_and_kinds(height, width, crop, scale, flip, seed):
+def test_size_padding_and_kinds(height, width, crop, scale, flip, rotation, seed):
     torch.manual_seed(seed)
-    out = TrainTransform(crop, scale, flip=flip, mean_fill=FILL)(ramp(height, width))
+    out = TrainTransform(crop, scale, flip=flip, rotation=rotation, mean_fill=FILL)(ramp(height, width))
     assert isinstance(out.image, tv_tensors.Image)
     assert isinstance(out.mask, tv_tensors.Mask)
     assert out.image.shape == (3, *crop)
@@ -100,6 +101,126 @@ def test_window_then_resize_equals_resize_then_crop():
     windows = whole.unfold(1, 48, 2).unfold(2, 48, 2)  # c, top, left, row, column
     inner = (windows[..., 2:-2, 2:-2].int() - out.image[:, None, None, 2:-2, 2:-2].int()).abs()
     assert inner.amax(dim=(0, 3, 4)).min() <= 1
+
+
+def turn(sample: Sample, angle: float, crop: tuple[int, int], scale: float = 1.0, **settings) -> Sample:
+    """`TrainTransform` with the angle fixed."""
+    transform = TrainTransform(crop, (scale, scale), flip=0, rotation=180, mean_fill=FILL, **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transforms, "turned_crop", lambda *drawn: turned_crop(*drawn[:-1], angle))
+        return transform(sample)
+
+
+def noise(height: int, width: int, smooth: bool = False) -> Sample:
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, height, width), dtype=np.uint8))
+    image = F.gaussian_blur(image, [9, 9], [3.0, 3.0]) if smooth else image
+    return Sample(tv_tensors.Image(image), tv_tensors.Mask(image[0] % 200), "noise")
+
+
+class TestRotation:
+    @pytest.mark.parametrize(("height", "width"), [(40, 40), (41, 41), (30, 40), (40, 30)])
+    @pytest.mark.parametrize("turns", [0, 1, 2, 3])
+    def test_quarter_turns_are_exact(self, height, width, turns):
+        """Of an image that fills the crop; where sides differ, what leaves the crop is cut off."""
+        sample = noise(height, width)
+        out = turn(sample, 90 * turns if turns < 3 else -90, (height, width))
+        image, mask = (torch.rot90(part, turns, (-2, -1)) for part in (sample.image, sample.mask))
+        assert torch.equal(out.image, F.center_crop(image, [height, width]).where(~is_padding(out), out.image))
+        assert torch.equal(out.mask, F.center_crop(mask, [height, width]).where(~is_padding(out), out.mask))
+        assert int((~is_padding(out)).sum()) == min(height, width) * (
+            max(height, width) if turns % 2 == 0 else min(height, width)
+        )
+        assert (out.mask[is_padding(out)] == 255).all()
+
+    @pytest.mark.parametrize("angle", [-150.0, -30.0, 7.0, 45.0, 100.0])
+    def test_is_torchvisions_rotation(self, angle):
+        """Of an image that fills the crop. Its border is theirs to within the pixels that it passes through."""
+        sample = noise(70, 90, smooth=True)
+        out = turn(sample, angle, (70, 90))
+        image = F.rotate(sample.image, angle, F.InterpolationMode.BILINEAR, fill=[255.0, 0.0, 255.0])
+        mask = F.rotate(sample.mask, angle, fill=255)
+        padding, theirs = is_padding(out), mask == 255
+        assert (padding != theirs).float().mean() < 1e-3
+        beyond = torch.nn.functional.pad(theirs[None].float(), (1, 1, 1, 1), value=1)
+        near = torch.nn.functional.max_pool2d(beyond, 3, stride=1)[0] > 0  # there they blend with the padding
+        assert (out.image.int() - image.int())[:, ~near].abs().max() <= 1
+        assert (out.mask != mask)[~near].float().mean() < 1e-3  # nearest of two that are equally near
+
+    @pytest.mark.parametrize("scale", [0.45, 0.6, 1.0, 1.3, 2.0])
+    @pytest.mark.parametrize("crop", [(40, 50), (150, 60)])
+    @pytest.mark.parametrize("rotation", [10.0, 180.0])
+    def test_image_and_labels_stay_aligned(self, scale, crop, rotation):
+        """As without rotation: half a pixel of the labels more would show."""
+        transform = TrainTransform(crop, (scale, scale), flip=0, mean_fill=FILL, rotation=rotation)
+        differences = []
+        for seed in range(8):
+            torch.manual_seed(seed)
+            out = transform(ramp(100, 120))
+            differences.append((out.image[2].int() - out.mask.int())[~is_padding(out)])
+        difference = torch.cat(differences).float()
+        assert difference.abs().max() <= 2 / min(scale, 1)
+        assert difference.mean().abs() <= 0.3
+
+    @pytest.mark.parametrize("scale", [0.6, 1.0, 1.5])
+    def test_shows_the_same_place(self, scale):
+        """A turn by nothing is no turn, and one by little differs little, wherever the crop lies."""
+        sample = noise(80, 100, smooth=True)
+        for seed in range(6):
+            plain, unturned, turned = (
+                (torch.manual_seed(seed), out())[1]
+                for out in (
+                    lambda: TrainTransform((40, 50), (scale, scale), flip=0, mean_fill=FILL)(sample),
+                    lambda: turn(sample, 0.0, (40, 50), scale),
+                    lambda: turn(sample, 1.0, (40, 50), scale),
+                )
+            )
+            assert (plain.image.int() - unturned.image.int())[:, 2:-2, 2:-2].abs().max() <= 3
+            assert (plain.image.int() - turned.image.int()).float().abs().mean() <= 8
+
+    def test_reduces_with_antialiasing(self):
+        """A board of black and white pixels becomes gray, as without a turn."""
+        board = ((torch.arange(80)[:, None] + torch.arange(80)) % 2 * 255).to(torch.uint8)
+        sample = Sample(tv_tensors.Image(board.repeat(3, 1, 1)), tv_tensors.Mask(board // 2), "board")
+        out = turn(sample, 20.0, (24, 24), 0.4)
+        gray = out.image[:, ~is_padding(out)].float()
+        assert 110 < gray.min() <= gray.max() < 145
+
+    def test_fills_from_beyond_the_crop(self):
+        """A crop from the middle of a large image has no padding."""
+        assert not is_padding(turn(noise(200, 200), 45.0, (40, 40))).all()
+        centered = [turn(noise(200, 200), 45.0, (40, 40)) for _ in range(20)]
+        assert any(not is_padding(out).any() for out in centered)
+
+    def test_labels_are_those_of_the_image(self):
+        """Nearest: no label between two."""
+        sample = noise(60, 60)
+        labels = tv_tensors.Mask(sample.mask // 100 * 100)
+        assert set(turn(sample._replace(mask=labels), 33.0, (60, 60)).mask.unique().tolist()) == {0, 100, 255}
+
+    def test_colors_change_in_the_image_alone(self):
+        sample = noise(60, 60)
+        plain, distorted = (turn(sample, -33.0, (60, 60), photometric=p) for p in (0.0, 0.5))
+        assert torch.equal(is_padding(plain), is_padding(distorted))
+        assert not torch.equal(plain.image, distorted.image)
+
+    def test_angles_are_uniform(self, monkeypatch):
+        angles = []
+        monkeypatch.setattr(
+            transforms, "turned_crop", lambda *arguments: (angles.append(arguments[-1]), turned_crop(*arguments))[1]
+        )
+        transform = TrainTransform((4, 4), rotation=30)
+        torch.manual_seed(0)
+        for _ in range(400):
+            transform(ramp(4, 4))
+        angles = torch.tensor(angles)
+        assert -30 <= angles.min() < -29 < 29 < angles.max() <= 30
+
+    def test_none_leaves_the_random_numbers_alone(self):
+        """What a seed gave before there was a rotation: drawn numbers, image and labels."""
+        torch.manual_seed(5)
+        out = TrainTransform((20, 20), photometric=0.5)(noise(30, 30))
+        assert torch.rand(1).item() == 0.0332646369934082
+        assert (int(out.image.sum()), int(out.mask.sum())) == (204857, 33420)
 
 
 def test_flip_mirrors_both():
@@ -205,6 +326,8 @@ def test_colors_do_not_depend_on_the_number_of_threads():
         {"scale_steps": 0},
         {"flip": 1.5},
         {"photometric": -1},
+        {"rotation": -1},
+        {"rotation": 181},
         {"mean_fill": (124, 116, 104)},
     ],
 )
