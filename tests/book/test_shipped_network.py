@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from experiments import shipped_network as program
 
-from emalab import get_recipe
+from emalab import Segmenter, get_recipe
+from emalab.checkpoints import read_metadata
 from emalab.studies import StudyFolder, override
+from emalab.studies.statistics import Interval
 
 SIGNS = {name: np.array([1 if row[name] else -1 for row in program.design()]) for name in program.FACTORS}
 
@@ -76,6 +78,16 @@ class TestEffects:
             program.effects(dict(list(scores.items())[:7]))
 
 
+def test_street_scenes_need_an_interval_above_zero() -> None:
+    base = program.base_recipe(tiny=False)
+    found = {name: Interval(0.5, -0.5, 1.5, 16) for name in program.FACTORS}
+    assert set(program.choose(found, {}, base)[1]["taken"]) == set(program.FACTORS) - {"streets"}
+    found = {**found, "streets": Interval(0.5, 0.1, 0.9, 16), "crop": Interval(-0.1, -1.0, 0.8, 16)}
+    final, record = program.choose(found, {}, base)
+    assert set(record["taken"]) == set(program.FACTORS) - {"crop"}
+    assert final.base.data.name == "voc-animals-streets"
+
+
 def test_the_final_network_has_what_helps() -> None:
     base = program.base_recipe(tiny=False)
     everything = program.final_study(base, dict.fromkeys(program.FACTORS, True)).base
@@ -96,4 +108,6 @@ def test_the_whole_program_runs(tmp_path: Path) -> None:
         program.base_recipe(tiny=True), {name: name in record["taken"] for name in program.FACTORS}
     )
     assert len(StudyFolder(tmp_path / "final").records(final)) == 2
-    assert len(list((tmp_path / "final" / "weights").glob("*.pt"))) == 2
+    metadata = read_metadata(tmp_path / "candidate.safetensors")
+    assert (metadata["seed"], metadata["recipe"].name) == (0, final.base.name)
+    assert Segmenter.from_pretrained(tmp_path / "candidate.safetensors").config == final.base.model
