@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from importlib import import_module
@@ -54,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = next((name for name in COMMANDS if words[: len(name.split())] == name.split()), None)
     if command is None:
         _explain(words)
+    formatted = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_: f"warning: {one_line(message)}\n"
     try:
         _run(command, words[len(command.split()) :])
     except BrokenPipeError:  # the reader, say `head`, has seen enough
@@ -65,6 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         message = error.args[0] if isinstance(error, KeyError) else error
         print(f"emalab: error: {one_line(message)}", file=sys.stderr)
         raise SystemExit(1) from None
+    finally:
+        warnings.formatwarning = formatted
 
 
 def _run(command: str, arguments: Sequence[str]) -> None:

@@ -19,10 +19,11 @@ class CannotWriteError(OSError):
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split("\n")[0]
         super().__init__(getattr(error, "errno", None), reason, str(path))
         self.path, self.reason = path, reason
+        self.way_out = ""
 
     def __str__(self) -> str:
         kept = "; the file from before is whole" if self.path.exists() else ""
-        return f"{self.path} could not be written: {self.reason}{kept}"
+        return f"{self.path} could not be written: {self.reason}{self.way_out or kept}"
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

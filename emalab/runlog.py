@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -44,6 +45,8 @@ class RunLog:
             write_atomically(self.path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
             self._file = self.path.open("a", encoding="utf-8")
             self._board: SummaryWriter | None = None
+            self._excepthook = threading.excepthook
+            threading.excepthook = self._of_a_thread
             try:
                 board = folder / "tensorboard"
                 self._board = SummaryWriter(str(board), purge_step=iteration + 1, flush_secs=10)
@@ -84,6 +87,11 @@ class RunLog:
         self._board = None
         warnings.warn(f"TensorBoard gets no more of this run ({error}); log.jsonl has everything", stacklevel=3)
 
+    def _of_a_thread(self, args: threading.ExceptHookArgs) -> None:
+        """TensorBoard's thread keeps its error for the next call of the writer, which reports it; no traceback."""
+        if not type(args.thread).__module__.startswith("tensorboard."):
+            self._excepthook(args)
+
     def __enter__(self) -> RunLog:
         return self
 
@@ -94,6 +102,7 @@ class RunLog:
             with suppress(OSError):  # a failed write has raised its error already
                 self._file.close()
             self._show(lambda board: board.close())
+            threading.excepthook = self._excepthook
 
 
 class Window:

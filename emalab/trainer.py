@@ -30,6 +30,7 @@ from emalab.data.transforms import TrainTransform
 from emalab.divergence import TrainingDivergedError, find_divergence
 from emalab.evaluation import evaluate
 from emalab.execution import Execution, TrainingStep
+from emalab.files import CannotWriteError
 from emalab.initial_weights import initial_network
 from emalab.interruption import Interrupted, Interruption
 from emalab.losses import SegmentationLoss
@@ -251,6 +252,10 @@ class Trainer:
                 stopped = self._stopped(interrupted.number)
                 self._note_rest(log)
                 raise stopped from None
+            except CannotWriteError as error:
+                if error.path != self.last and self.last.exists():
+                    error.way_out = f"; {self.last} is whole, go on with --resume"
+                raise
             except RuntimeError as error:
                 if self.fabric.world_size > 1 and lost_peer(error):
                     raise ConnectionError(self._lost()) from error

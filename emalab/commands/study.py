@@ -126,8 +126,11 @@ def _hardware(accelerator: str, devices: int | None) -> dict[str, Any]:
 
 def _run_missing(study: Study, folder: StudyFolder, options: StudyOptions) -> Sequence[str]:
     """Run what has no record; the names of the runs that failed."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    return run_study(study, folder.root, options).failed
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return run_study(study, folder.root, options).failed
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _interrupt(*_: object) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from file_server import FileServer
+from small_disk import fill, make_room, small_disk
 from tiny_data import (
     make_camvid_tutorial,
     make_coco_2017,
@@ -327,6 +328,32 @@ class TestFailures:
         server.status = status
         with pytest.raises(DownloadError, match=f"HTTP Error {status}.*get {VOC_2012} by other means"):
             prepare_dataset("voc", tmp_path, report=lambda _: None)
+
+    @pytest.mark.parametrize("name", ["camvid", "context-59", "coco-stuff-10k"])
+    def test_a_disk_that_others_fill_meanwhile(
+        self,
+        name: str,
+        archives: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        """It is full after there was room enough: in one line, and the next time goes on to the same files."""
+        monkeypatch.setattr("emalab.data.prepare._check_space", lambda *_, **__: None)
+        prepare_dataset(name, tmp_path / "expected", archives, report=lambda _: None)
+        with small_disk(tmp_path / "disk", 4) as disk:
+            command = ["data", "prepare", name, "--from", str(archives), "--data-root", str(disk)]
+            for free in (0, 4096, 16384, 32768):
+                fill(disk, free)
+                with pytest.raises(SystemExit) as stopped:
+                    main(command)
+                assert stopped.value.code == 1
+                error = capfd.readouterr().err
+                assert error.startswith("emalab: error: ")
+                assert error.count("\n") == 1
+                make_room(disk)
+            main(command)
+            assert contents(disk) == contents(tmp_path / "expected")
 
     def test_full_disk_is_known_before(
         self, server: FileServer, archives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
