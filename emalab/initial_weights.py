@@ -14,6 +14,7 @@ from emalab.input_channels import adapt_inputs
 from emalab.options import run_folder
 from emalab.recipes import Recipe, recipe_names
 from emalab.segmenter import Segmenter, build_segmenter
+from emalab.shared_norm import share_batch_norm
 
 __all__ = ["find_initial_weights", "initial_network", "load_initial_weights"]
 
@@ -30,7 +31,7 @@ def initial_network(
 
     Args:
         recipe: what to train.
-        fabric: several processes on GPUs share the statistics of batch norm.
+        fabric: several processes share the statistics of batch norm.
         runs: as in `find_initial_weights`.
         resumed: a checkpoint follows, so that no weights need to be found.
         report: as in `load_initial_weights`.
@@ -47,10 +48,16 @@ def initial_network(
     model = model.to(memory_format=torch.channels_last)
     if recipe.precision == "64-true":
         model = model.double()
-    if fabric.world_size > 1 and fabric.device.type == "cuda":
+    return _shared(model, fabric, recipe) if fabric.world_size > 1 else model
+
+
+def _shared(model: Segmenter, fabric: Fabric, recipe: Recipe) -> Segmenter:
+    """With batch norm over all processes: PyTorch's kernels, or what also runs on a CPU and compiles as a whole."""
+    if fabric.device.type == "cuda" and recipe.execution != "compile":
         from timm.layers.norm_act import convert_sync_batchnorm  # timm takes long to import
 
-        model = convert_sync_batchnorm(model)
+        return convert_sync_batchnorm(model)
+    share_batch_norm(model)
     return model
 
 

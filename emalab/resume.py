@@ -16,9 +16,7 @@ __all__ = ["refuse_changes"]
 _FREE = ("evaluation.", "summary", "notes", "published")
 
 
-def refuse_changes(
-    path: Path, before: Recipe, state: Mapping[str, Any], recipe: Recipe, now: Mapping[str, Any]
-) -> list[str]:
+def refuse_changes(path: Path, before: Recipe, state: Mapping[str, Any], recipe: Recipe, data: str) -> list[str]:
     """Refuse to go on with another recipe or other data than a run was started with.
 
     A run may become longer, be scored in another way, and find the same data in another folder.
@@ -28,8 +26,7 @@ def refuse_changes(
         before: its recipe.
         state: its content.
         recipe: what to go on with.
-        now: ``data``, the `data_identity` of the split to learn from, and ``processes``, their number, or None where
-            it decides nothing.
+        data: the `data_identity` of the split to learn from.
 
     Returns:
         What has changed of what is learned, in words, for the record.
@@ -41,7 +38,7 @@ def refuse_changes(
     longer = changes.get("optim.iterations")
     if longer and longer[1] >= state["iteration"]:
         del changes["optim.iterations"]
-    if "data" in state and state["data"] != now["data"]:
+    if "data" in state and state["data"] != data:
         raise CheckpointError(
             f"{path} was trained on other images or classes than {recipe.data.name} has now; restore them, or choose "
             "another folder for the run"
@@ -49,10 +46,6 @@ def refuse_changes(
     if "data.name" in changes and "data" in state and all(map(is_folder_name, changes["data.name"])):
         del changes["data.name"]  # a folder may move: its content counts
     wrong = [f"{key}: {there!r} there, {here!r} here" for key, (there, here) in changes.items()]
-    if now["processes"] not in (None, state.get("processes", now["processes"])):
-        wrong.append(
-            f"processes: {state['processes']} there, {now['processes']} here, and batch norm is not shared on a CPU"
-        )
     if wrong:
         raise CheckpointError(
             f"{path}, at iteration {state['iteration']}, was trained with another recipe ({'; '.join(wrong)}); "

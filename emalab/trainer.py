@@ -159,9 +159,7 @@ class Trainer:
 
     def _resume(self) -> None:
         recipe, state = load_training_state(self.last)
-        unshared = self.fabric.device.type == "cpu" and not self.recipe.optim.freeze_batch_norm
-        now = {"data": self._identity, "processes": self.fabric.world_size if unshared else None}
-        changes = refuse_changes(self.last, recipe, state, self.recipe, now)
+        changes = refuse_changes(self.last, recipe, state, self.recipe, self._identity)
         self.model.load_state_dict(state.get("unaveraged", state["model"]))
         if self.average:
             self.average.model.load_state_dict(state["model"])

@@ -437,7 +437,7 @@ def test_two_ranks_are_one_process_with_their_batches_together(tmp_path: Path) -
     """Under torchrun, in double precision. Crops are padded at random, so ranks count different labeled pixels."""
     flags = (
         "--precision 64-true --optim.optimizer sgd --optim.lr 0.05 --optim.warmup 0 --optim.iterations 6 "
-        "--optim.batch-size 4 --optim.freeze-batch-norm --data.crop-size 40 40 --data.scale-range 0.4 1.0 "
+        "--optim.batch-size 4 --data.crop-size 40 40 --data.scale-range 0.4 1.0 "
         "--accelerator cpu --no-progress --log-every 1"
     )
     command = ["train", "shapes-tiny", *flags.split(), "--out"]
@@ -469,7 +469,7 @@ def test_two_ranks_are_one_process_with_their_batches_together(tmp_path: Path) -
 
 def test_devices_without_torchrun(tmp_path: Path) -> None:
     """Fabric starts the second process itself."""
-    flags = "--accelerator cpu --devices 2 --no-progress --optim.iterations 2 --optim.freeze-batch-norm"
+    flags = "--accelerator cpu --devices 2 --no-progress --optim.iterations 2"
     flags += " --data.eval-split val/held-out"
     command = [sys.executable, "-m", "emalab", "train", "shapes-tiny", *flags.split(), "--out", str(tmp_path / "run")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
