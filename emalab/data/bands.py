@@ -54,12 +54,18 @@ class ImageHeader(NamedTuple):
     """3 for every photograph, also a grey one."""
     is_photograph: bool
     """Whether `emalab.data.images` reads it, in RGB; else it has bands."""
-    bits: int = 8
-    """Of a value, as the file states it."""
-    turn: int = 1
-    """EXIF orientation of a TIFF with bands."""
-    begins_with_rgb: bool = False
-    """Whether Pillow reads the first three bands of a TIFF as RGB."""
+
+
+class _Bands(NamedTuple):
+    """The header of a file with bands."""
+
+    width: int
+    height: int
+    channels: int
+    bits: int  # of a value, as the file states it
+    turn: int = 1  # EXIF orientation
+    is_array: bool = False
+    begins_with_rgb: bool = False  # so that Pillow reads it, without the rest
 
 
 def read_header(path: Path, max_pixels: int = MAX_PIXELS) -> ImageHeader:
@@ -68,19 +74,8 @@ def read_header(path: Path, max_pixels: int = MAX_PIXELS) -> ImageHeader:
     Raises:
         DataError: the file is missing, damaged, too large, or no image that is read.
     """
-    with named_errors(str(path)):
-        check_file(path)
-        with path.open("rb") as file:
-            magic = file.read(8)
-        if magic.startswith(_NUMPY):
-            header = _numpy_header(path)
-        elif magic[:4] in _TIFF and (bands := _tiff_header(path)):
-            header = bands
-        else:
-            header = None
-        if header:
-            check_pixels(header.width, header.height, max_pixels * 3 // max(header.channels, 3))
-            return header
+    if bands := _band_header(path, max_pixels):
+        return ImageHeader(*bands[:3], is_photograph=False)
     with opened(path, max_pixels, several=True) as image:
         return ImageHeader(*image.size, 3, is_photograph=True)
 
@@ -96,25 +91,27 @@ def decode_image(source: Path | str | Image.Image, reading: Reading | None = Non
         DataError: as `emalab.data.open_image`; another number of channels; or tifffile is not installed.
     """
     how = reading or Reading()
-    wanted = how.channels or 3
-    if isinstance(source, Image.Image):
-        name = getattr(source, "filename", "") or "image"
-        header = None
-    else:
-        name, header = str(source), read_header(Path(source), how.max_pixels)
-    drops_fourth = how.channels is None and header is not None and header.channels == 4 and header.begins_with_rgb
-    if header is None or header.is_photograph or drops_fourth:
-        if wanted not in (1, 3):
-            with named_errors(name):
-                raise refuse(_why_no_bands(name, header, how))
-        decoded = decode_rgb(source, max_pixels=how.max_pixels, bits=how.bits, upright=how.orientation != "stored")
-        return decoded if wanted == 3 else decoded._replace(pixels=_luma(decoded.pixels))
-    with named_errors(name):
-        if header.channels != wanted:
-            raise refuse(_why_others(header.channels, how))
-        values = np.load(name, allow_pickle=False) if _is_numpy(Path(name)) else _tiff_bands(Path(name))
-        pixels = _as_bytes(values.reshape(header.height, header.width, wanted), header, how.bits)
-    return DecodedImage(turned(pixels, header.turn) if how.orientation != "stored" else pixels, header.turn)
+    bands = None if isinstance(source, Image.Image) else _band_header(Path(source), how.max_pixels)
+    if bands is None or (how.channels is None and bands.channels == 4 and bands.begins_with_rgb):
+        return _decode_photograph(source, how)
+    path = Path(str(source))
+    with named_errors(str(path)):
+        if bands.channels != (how.channels or 3):
+            raise refuse(_why_others(bands.channels, how))
+        values = np.load(path, allow_pickle=False) if bands.is_array else _tiff_bands(path)
+        pixels = _as_bytes(values.reshape(bands.height, bands.width, bands.channels), bands.bits, how.bits)
+    return DecodedImage(turned(pixels, bands.turn) if how.orientation != "stored" else pixels, bands.turn)
+
+
+def _decode_photograph(source: Path | str | Image.Image, how: Reading) -> DecodedImage:
+    """RGB, or grey where one channel is wanted."""
+    if how.channels not in (None, 1, 3):
+        with named_errors(
+            (getattr(source, "filename", "") or "image") if isinstance(source, Image.Image) else str(source)
+        ):
+            raise refuse(_why_no_bands(source, how))
+    decoded = decode_rgb(source, max_pixels=how.max_pixels, bits=how.bits, upright=how.orientation != "stored")
+    return decoded._replace(pixels=_luma(decoded.pixels)) if how.channels == 1 else decoded
 
 
 def viewable(pixels: np.ndarray) -> np.ndarray:
@@ -124,20 +121,31 @@ def viewable(pixels: np.ndarray) -> np.ndarray:
     return np.repeat(pixels[..., :1], 3, axis=2)
 
 
-def _is_numpy(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(_NUMPY)) == _NUMPY
+def _band_header(path: Path, max_pixels: int) -> _Bands | None:
+    """Of a file with bands; None of a photograph."""
+    with named_errors(str(path)):
+        check_file(path)
+        with path.open("rb") as file:
+            start = file.read(8)
+        bands = None
+        if start.startswith(_NUMPY):
+            bands = _numpy_header(path)
+        elif start[:4] in _TIFF:
+            bands = _tiff_header(path)
+        if bands:
+            check_pixels(bands.width, bands.height, max_pixels * 3 // max(bands.channels, 3))
+        return bands
 
 
-def _numpy_header(path: Path) -> ImageHeader:
+def _numpy_header(path: Path) -> _Bands:
     values = np.load(path, mmap_mode="r", allow_pickle=False)
     if values.ndim not in (2, 3):
         raise refuse(f"is an array {values.shape}; an image is (height, width, channels).")
     height, width, channels = values.shape if values.ndim == 3 else (*values.shape, 1)
-    return ImageHeader(width, height, channels, is_photograph=False, bits=8 * values.dtype.itemsize)
+    return _Bands(width, height, channels, 8 * values.dtype.itemsize, is_array=True)
 
 
-def _tiff_header(path: Path) -> ImageHeader | None:
+def _tiff_header(path: Path) -> _Bands | None:
     """Of a TIFF with bands; None of one that is a photograph."""
     with path.open("rb") as file:
         start = file.read(8)
@@ -157,7 +165,7 @@ def _tiff_header(path: Path) -> ImageHeader | None:
     stated = max(stated) if isinstance(stated, tuple) else stated
     bits = stated.bit_length() if isinstance(stated, int) else 16
     bits = bits if 8 <= bits <= 16 else 16
-    return ImageHeader(int(entries[_WIDTH]), int(entries[_HEIGHT]), samples, False, bits, turn, kind == _RGB)
+    return _Bands(int(entries[_WIDTH]), int(entries[_HEIGHT]), samples, bits, turn, begins_with_rgb=kind == _RGB)
 
 
 def _tiff_bands(path: Path) -> np.ndarray:
@@ -179,15 +187,14 @@ def _tiff_bands(path: Path) -> np.ndarray:
     return np.moveaxis(values, axes.index("S"), -1)
 
 
-def _as_bytes(values: np.ndarray, header: ImageHeader, bits: int | None) -> np.ndarray:
-    """Values of 8 or 16 bits as uint8."""
+def _as_bytes(values: np.ndarray, stated: int, bits: int | None) -> np.ndarray:
+    """Values of 8 or 16 bits as uint8; the depth is that which the file states, unless ``bits`` is given."""
     if values.dtype == np.uint8:
         return np.ascontiguousarray(values)
     if values.dtype.kind != "u" or values.dtype.itemsize != 2:
         raise refuse(f"its values are {values.dtype}, which has no agreed range; save it as uint8 or uint16.")
-    depth = bits or header.bits
-    check_range("I;16", "", header.bits, bits, int(values.max()))
-    return np.right_shift(values, depth - 8).astype(np.uint8)
+    check_range("I;16", "", stated, bits, int(values.max()))
+    return np.right_shift(values, (bits or stated) - 8).astype(np.uint8)
 
 
 def _luma(pixels: np.ndarray) -> np.ndarray:
@@ -203,13 +210,11 @@ def _why_others(found: int, how: Reading) -> str:
     return f"{have}, and {wanted} are wanted{reason}."
 
 
-def _why_no_bands(name: str, header: ImageHeader | None, how: Reading) -> str:
+def _why_no_bands(source: Path | str | Image.Image, how: Reading) -> str:
     """Of a photograph where bands are wanted; of a TIFF whose bands are perhaps its pages, how to write them."""
     wanted, reason = how.channels, f", {how.reason}" if how.reason else ""
-    pages = 0
-    if header:
-        with opened(name, how.max_pixels, several=True) as image:
-            pages = count_pictures(image) if image.format == "TIFF" else 0
+    with opened(source, how.max_pixels, several=True) as image:
+        pages = count_pictures(image) if image.format == "TIFF" else 0
     if pages:
         return (
             f"is a TIFF of {pages} pages, and one page of {wanted} channels is wanted{reason}; write an array "
