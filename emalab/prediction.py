@@ -166,8 +166,8 @@ def _pixels(photo: Photo, channels: int, bits: int | None) -> Tensor:
     if channels == 1 and photo.ndim == 2:
         photo = photo[..., None] if array else photo[None]
     if photo.ndim != 3 or photo.shape[axis] != channels or 0 in photo.shape:
-        words = channels_in_words(channels)
-        raise ValueError(f"{kind} must be {words} {axes} with at least one pixel; got {tuple(photo.shape)}")
+        must = f"be {channels_in_words(channels)}" if channels in (1, 3) else f"have {channels} channels"
+        raise ValueError(f"{kind} must {must}, {axes}, with at least one pixel; got {tuple(photo.shape)}")
     if isinstance(photo, Tensor):
         return _as_bytes(photo.detach().cpu(), kind)
     return _as_bytes(torch.from_numpy(np.ascontiguousarray(photo)).permute(2, 0, 1), kind)

@@ -94,15 +94,15 @@ class TestPredictInPython:
     @pytest.mark.parametrize(
         ("count", "photo", "error", "message"),
         [
-            (4, pixels(3), ValueError, r"an array must be of 4 channels \(h, w, 4\) with .* got \(24, 32, 3\)"),
-            (3, pixels(4), ValueError, r"an array must be RGB \(h, w, 3\) with .* got \(24, 32, 4\)"),
-            (1, pixels(3), ValueError, r"an array must be grey \(h, w, 1\) with .* got \(24, 32, 3\)"),
-            (4, pixels(4)[..., 0], ValueError, r"of 4 channels \(h, w, 4\) with .* got \(24, 32\)"),
+            (4, pixels(3), ValueError, r"an array must have 4 channels, \(h, w, 4\), with .* got \(24, 32, 3\)"),
+            (3, pixels(4), ValueError, r"an array must be RGB, \(h, w, 3\), with .* got \(24, 32, 4\)"),
+            (1, pixels(3), ValueError, r"an array must be grey, \(h, w, 1\), with .* got \(24, 32, 3\)"),
+            (4, pixels(4)[..., 0], ValueError, r"have 4 channels, \(h, w, 4\), with .* got \(24, 32\)"),
             (
                 5,
                 random_images(4, 8, 8),
                 ValueError,
-                r"a tensor must be of 5 channels \(5, h, w\) with .* got \(4, 8, 8\)",
+                r"a tensor must have 5 channels, \(5, h, w\), with .* got \(4, 8, 8\)",
             ),
             (4, 7, TypeError, r"an array \(h, w, 4\) or a tensor \(4, h, w\); got int"),
             (
