@@ -371,19 +371,21 @@ class TestOtherChannels:
         image = torch.from_numpy(np.random.default_rng(0).integers(60, 180, (count, 40, 50), dtype=np.uint8))
         return Sample(tv_tensors.Image(image), tv_tensors.Mask(image[0] % 5), "bands")
 
+    @pytest.mark.parametrize("rotation", [0.0, 20.0])
     @pytest.mark.parametrize("scale", [0.4, 1.0, 1.7])
     @pytest.mark.parametrize("count", [1, 2, 4, 5, 13])
-    def test_each_is_treated_as_one_of_rgb(self, count, scale):
+    def test_each_is_treated_as_one_of_rgb(self, count, scale, rotation):
         """Torch has several kernels for uint8, which it chooses by the number of channels; they round alike."""
         sample = self.sample(count)
-        transform = TrainTransform((24, 30), (scale, scale), mean_fill=(0.4,) * count)
+        settings = {"crop_size": (24, 30), "scale_range": (scale, scale), "rotation": rotation}
+        transform = TrainTransform(**settings, mean_fill=(0.4,) * count)
         torch.manual_seed(1)
         out = transform(sample)
         assert out.image.shape == (count, 24, 30)
         for channel in range(count):
             grey = sample._replace(image=tv_tensors.Image(sample.image[channel].expand(3, 40, 50).contiguous()))
             torch.manual_seed(1)
-            expected = TrainTransform((24, 30), (scale, scale), mean_fill=(0.4,) * 3)(grey)
+            expected = TrainTransform(**settings, mean_fill=(0.4,) * 3)(grey)
             assert (out.image[channel].int() - expected.image[0].int()).abs().max() <= 1
             assert torch.equal(out.mask, expected.mask)
 
