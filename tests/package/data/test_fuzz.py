@@ -10,14 +10,17 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from emalab.data import DataError, load_dataset, open_image
 from emalab.data.archives import ArchiveError, unpack
+from emalab.data.bands import decode_image
 from emalab.data.check import check_dataset
 from emalab.data.folder import read_labels
+from emalab.data.images import Reading
 from emalab.data.masks import UNKNOWN, lookup_table, open_mask
 from emalab.data.propose import propose_labels
 
@@ -68,6 +71,43 @@ def test_images(image: tuple[str, bytes]):
         else:
             assert pixels.shape[0] == 3
             assert pixels.numel() <= 30_000
+
+
+@st.composite
+def encoded_bands(draw: st.DrawFn) -> tuple[str, bytes]:
+    """An ending and the bytes of an array or a TIFF of any number of channels, perhaps damaged."""
+    shape = draw(st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 7)))
+    values = np.full(
+        shape, draw(st.integers(0, 255)), draw(st.sampled_from(["u1", "u2", ">u2", "i2", "f4", "?", "c8"]))
+    )
+    ending, buffer = draw(st.sampled_from(["npy", "tif"])), io.BytesIO()
+    if ending == "npy":
+        np.save(buffer, values)
+    else:
+        values = values if values.dtype.kind in "uif" else np.ones(shape, "u1")
+        planes = "contig" if shape[-1] > 1 else None
+        compression = draw(st.sampled_from([None, "zlib"]))
+        tifffile.imwrite(buffer, values, photometric="minisblack", planarconfig=planes, compression=compression)
+    content = bytearray(buffer.getvalue())
+    for place in draw(st.lists(st.integers(0, min(len(content), 300) - 1), max_size=4)):
+        content[place] = draw(st.integers(0, 255))
+    return ending, bytes(content[: draw(st.sampled_from([len(content), len(content), len(content) // 2, 20]))])
+
+
+@few
+@given(encoded_bands(), st.sampled_from([None, 1, 2, 3, 5]))
+def test_bands(image: tuple[str, bytes], channels: int | None):
+    ending, content = image
+    with TemporaryDirectory() as folder:
+        path = Path(folder, f"image.{ending}")
+        path.write_bytes(content)
+        try:
+            pixels = decode_image(path, Reading(channels=channels, max_pixels=10_000)).pixels
+        except DataError as error:
+            is_one_line(error, str(path))
+        else:
+            assert (pixels.dtype, pixels.ndim, pixels.shape[-1]) == (np.uint8, 3, channels or 3)
+            assert pixels.size <= 50_000
 
 
 @few
