@@ -15,7 +15,9 @@ import pytest
 from experiments import photographs as program
 from PIL import Image, ImageDraw
 
-from emalab.results import write_record
+from emalab.checkpoints import shipped_weights
+from emalab.results import read_record, write_record
+from emalab.shipped import DEFAULT_WEIGHTS
 
 MANIFEST = json.loads(program.MANIFEST.read_text(encoding="utf-8"))
 RESULTS = Path(__file__).parents[2] / "book" / "results"
@@ -145,3 +147,27 @@ class TestScores:
         write_record(tmp_path / "base.json", {"rows": [row(CAT, [], "a")], "network": {}})
         with pytest.raises(ValueError, match="is of other photographs"):
             program.compare([row(CAT, [], "b")], tmp_path / "base.json")
+
+
+class TestRecords:
+    RECORDS = tuple(sorted(RESULTS.glob("photographs-*.json")))
+
+    def test_are_of_the_manifest(self) -> None:
+        digest = hashlib.sha256(program.MANIFEST.read_bytes()).hexdigest()
+        assert {read_record(path)["manifest"] for path in self.RECORDS} == {digest}
+
+    def test_one_is_of_the_shipped_network(self) -> None:
+        shipped = hashlib.sha256(shipped_weights()[DEFAULT_WEIGHTS].read_bytes()).hexdigest()
+        assert shipped in {read_record(path)["network"]["sha256"] for path in self.RECORDS}
+
+    def test_scores_follow_from_their_rows(self) -> None:
+        for path in self.RECORDS:
+            record = read_record(path)
+            found = program.summarize(*program.score(record["rows"]))
+            for name, entry in record["iou"].items():
+                assert found[name] == pytest.approx(entry, abs=0.01), name
+
+    def test_a_network_equals_itself(self) -> None:
+        path = self.RECORDS[0]
+        found = program.compare(read_record(path)["rows"], path)
+        assert all(value == 0 for entry in found["iou"].values() for value in entry.values())
