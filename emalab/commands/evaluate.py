@@ -80,7 +80,7 @@ def run(
             progress=True,
         )
     if is_first_process():
-        _print_scores(scores)
+        _print_scores(scores, out)
         if out:
             write_record(out, scores.to_dict())
 
@@ -105,14 +105,14 @@ def views_to_score(
     return Views(scales, flip, window or own.window, own.overlap if overlap is None else overlap)
 
 
-def _print_scores(scores: SegmentationScores) -> None:
-    print("\n".join(_class_rows(scores.iou)))
+def _print_scores(scores: SegmentationScores, out: Path | None) -> None:
+    print("\n".join(_class_rows(scores.iou, out)))
     accuracy, weighted = 100 * scores.mean_class_accuracy, 100 * scores.frequency_weighted_iou
     print(f"mean class accuracy {accuracy:.2f}, frequency-weighted IoU {weighted:.2f}")
     print(f"{scores}, over {scores.images} image{'s' * (scores.images != 1)}")
 
 
-def _class_rows(iou: Mapping[str, float]) -> list[str]:
+def _class_rows(iou: Mapping[str, float], out: Path | None = None) -> list[str]:
     """IoU of every class in percent; of more than 254, the highest and the lowest."""
     rows = [(name, "absent" if value != value else f"{100 * value:.2f}") for name, value in iou.items()]
     if len(rows) <= _LISTED:
@@ -122,4 +122,5 @@ def _class_rows(iou: Mapping[str, float]) -> list[str]:
     lines = aligned([(name, f"{100 * iou[name]:.2f}") for name in ends], right={1})
     if between := len(there) - len(ends):
         lines.insert(_ENDS, f"… {between} classes between …")
-    return [*lines, f"{len(there)} of {len(rows)} classes occur, the others are absent; --out FILE writes all"]
+    whole = f"{out} has all" if out else "--out FILE writes all"
+    return [*lines, f"{len(there)} of {len(rows)} classes occur, the others are absent; {whole}"]

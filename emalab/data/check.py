@@ -90,9 +90,8 @@ class CheckReport:
         shown, rest = list(range(len(names))), []
         if len(names) > _TABLE_ROWS:
             shown = [*np.argsort(-total[:-1], kind="stable")[:_FREQUENT_ROWS].tolist(), len(names) - 1]
-            rest = [
-                f"and {len(self.classes) - _FREQUENT_ROWS} classes with fewer pixels, {(total == 0).sum()} with none"
-            ]
+            others, absent = len(self.classes) - _FREQUENT_ROWS, int((total[:-1] == 0).sum())
+            rest = [f"and {others} classes with fewer pixels, {absent} of them with none"]
         columns = {split: 100 * counts / max(counts.sum(), 1) for split, counts in self.pixels.items()}
         rows: list[tuple[str, ...]] = [("pixels in %", *columns)]
         rows += [(names[row], *(_percent(column[row]) for column in columns.values())) for row in shown]
@@ -204,9 +203,11 @@ def _look_at_pixels(name: str, spec: DatasetSpec, report: CheckReport) -> None:
         return
     ignored = total[-1] / total.sum()
     message = f"{file}: {listed(absent)} {'has' if len(absent) == 1 else 'have'} no pixel"
-    if ignored >= _FREQUENT:
-        message += f", while {100 * ignored:.3g} % of pixels are ignored"
-    message += _way_out(name, spec, total) if ignored >= _FREQUENT else ""
+    suspicious = ignored >= _FREQUENT and (
+        spec.num_classes <= _TABLE_ROWS or len(absent) == 1
+    )  # of many, some are rare
+    if suspicious:
+        message += f", while {100 * ignored:.3g} % of pixels are ignored{_way_out(name, spec, total)}"
     if spec.num_classes - len(absent) < 2 and ignored >= _FREQUENT:
         report.problems.append(Problem(file, "unused", message))
     else:

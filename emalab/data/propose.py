@@ -50,6 +50,7 @@ class Proposal:
         lines = [
             f"# Proposed from {self.num_masks} masks: give the classes their names, and correct the rest.",
             f"# The masks hold {self.in_words()}.",
+            *self._absent_line(),
             *self._class_lines(),
         ]
         if labels.values:
@@ -59,6 +60,12 @@ class Proposal:
         if labels.ignored:
             lines.append(f"ignore: {_flow(list(labels.ignored))}")
         return "\n".join(lines) + "\n"
+
+    def _absent_line(self) -> list[str]:
+        """What is assumed of values between those that occur, as a comment."""
+        labels = self.labels
+        absent = [] if labels.values or labels.colors else set(labels.stored_values) - set(self.shares)
+        return [f"# {len(absent)} values between occur in no mask; they are taken for rare classes."] if absent else []
 
     def _class_lines(self) -> list[str]:
         """The names in one line, or, where they are many, in a line each with what masks store for it."""
@@ -71,8 +78,8 @@ class Proposal:
     def in_words(self) -> str:
         """Such as "0 (71.3 % of pixels), 255 (28.7 %)"."""
         shown = [f"{_shown(key)} ({100 * share:.3g} %)" for key, share in list(self.shares.items())[:_SHOWN]]
-        more = [f"{len(self.shares) - _SHOWN} more"] if len(self.shares) > _SHOWN else []
-        return ", ".join(shown + more)
+        more = f" and {len(self.shares) - _SHOWN} more" if len(self.shares) > _SHOWN else ""
+        return ", ".join(shown) + more
 
     def write(self) -> None:
         """Write the file; `DataError` where there is one already."""

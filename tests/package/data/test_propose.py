@@ -90,6 +90,12 @@ def test_16_bits(tmp_path: Path, values: tuple[int, ...], classes: int, stored: 
     assert (labels.classes, labels.values, labels.ignored) == (proposal.labels.classes, stored, proposal.labels.ignored)
 
 
+def test_values_in_between(tmp_path: Path):
+    text = propose_labels(make_wide(tmp_path, *range(0, 300, 3))).text
+    assert "# 198 values between occur in no mask; they are taken for rare classes.\nclasses:\n" in text
+    assert "occur in no mask" not in propose_labels(make_wide(tmp_path, *range(300))).text
+
+
 def test_many_classes_have_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     root = make_wide(tmp_path / "many", *range(1, 301))
     assert "\n- class 7  # 7\n- class 8  # 8\n" in propose_labels(root).text
