@@ -14,11 +14,15 @@ be predicted but not trained on. Without folders a fifth of the images is kept f
     classes: [ground, roof, solar panel]                  # names, in the order of their labels
     values: [0, 128, [254, 255]]                          # what masks store for them; 0, 1, 2, … by default
     colors: [[52, 58, 72], [165, 65, 55], [20, 110, 105]] # for figures, and for masks that are drawn in RGB
-    ignore: 253                                           # neither trains nor counts: values or colors; else 255
+    ignore: 253                                           # neither trains nor counts: values or colors; see below
     orientation: stored                                   # photographs have EXIF turns that masks were drawn without
     channels: 4                                           # of every image; by default that of the first with bands
     bits: 12                                              # depth of images whose files do not state it
     max_megapixels: 200                                   # of the largest file that is opened; 100 by default
+
+Masks of 8 bits hold up to 256 values, masks of 16 bits 65536: PNG, TIFF and BMP in grey. Without `ignore`, 255 is left
+out, or 65535 where a class has a value above 255, unless that is a class itself. There can be 65534 classes. With up to
+254 of them labels are uint8 once they are loaded, and ignored pixels are 255; with more they are int32, and 65535.
 
 Where commands and recipes take the name of a data set, they take `roofs/` or `roofs/classes.yaml`.
 """

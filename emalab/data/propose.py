@@ -62,10 +62,13 @@ class Proposal:
         return "\n".join(lines) + "\n"
 
     def _absent_line(self) -> list[str]:
-        """What is assumed of values between those that occur, as a comment."""
+        """What is assumed of values that do not occur, as a comment."""
         labels = self.labels
         absent = [] if labels.values or labels.colors else set(labels.stored_values) - set(self.shares)
-        return [f"# {len(absent)} values between occur in no mask; they are taken for rare classes."] if absent else []
+        if not absent:
+            return []
+        last = len(labels.classes) - 1
+        return [f"# No mask holds {len(absent)} of the values 0 to {last}; they are taken for rare classes."]
 
     def _class_lines(self) -> list[str]:
         """The names in one line, or, where they are many, in a line each with what masks store for it."""

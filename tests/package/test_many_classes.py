@@ -167,6 +167,15 @@ class TestTraining:
                 labeled = crop.mask != IGNORED
                 assert torch.equal(shown(crop.image)[labeled], crop.mask[labeled])
 
+    def test_turned_crops_keep_labels(self, folder: Path) -> None:
+        transform = TrainTransform((48, 64), (0.8, 1.2), ignore_index=IGNORED, rotation=30)
+        for seed, sample in enumerate(load_folder(folder, "train")):
+            torch.manual_seed(seed)
+            mask = transform(sample).mask
+            assert mask.dtype == torch.int32
+            assert set(mask.unique().tolist()) <= {*sample.mask.unique().tolist(), IGNORED}
+            assert ((mask > 255) & (mask < CLASSES)).any()
+
     @pytest.mark.parametrize("num_workers", [0, 1])
     def test_batches(self, folder: Path, num_workers: int) -> None:
         transform = TrainTransform((32, 32), (1.0, 1.0), ignore_index=IGNORED)

@@ -92,8 +92,8 @@ def test_16_bits(tmp_path: Path, values: tuple[int, ...], classes: int, stored: 
 
 def test_values_in_between(tmp_path: Path):
     text = propose_labels(make_wide(tmp_path, *range(0, 300, 3))).text
-    assert "# 198 values between occur in no mask; they are taken for rare classes.\nclasses:\n" in text
-    assert "occur in no mask" not in propose_labels(make_wide(tmp_path, *range(300))).text
+    assert "# No mask holds 198 of the values 0 to 297; they are taken for rare classes.\nclasses:\n" in text
+    assert "No mask holds" not in propose_labels(make_wide(tmp_path, *range(300))).text
 
 
 def test_many_classes_have_a_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -103,7 +103,7 @@ def test_many_classes_have_a_line_each(tmp_path: Path, capsys: pytest.CaptureFix
         main(["data", "check", f"{root}/"])
     shown = capsys.readouterr().out
     assert "\n- class 20  # 20\n" in shown
-    assert shown.endswith("\n… 276 more lines\nignore: [65535]\n\n")
+    assert shown.endswith("\n… 277 more lines\nignore: [65535]\n\n")
     assert len(shown.splitlines()) < 40
 
 
