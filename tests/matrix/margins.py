@@ -44,6 +44,13 @@ TESTS = [
 TESTS += ["tests/package/test_trainer.py::TestStep", "tests/package/test_cost.py"]
 TESTS += [f"tests/package/data/test_{name}.py" for name in ("dataset", "shapes", "transforms")]
 
+BOUNDED = {
+    "test_seeing_more_and_a_stronger_signal_help": "follows from a formula",
+    "test_pooled_evidence_is_weak_locally_and_decisive_globally": "means of a formula over fixed scenes",
+    "test_padding_is_zero_for_the_network": "the rounding of a color to a whole number",
+}
+"""Tests whose limit is exact, with the reason."""
+
 NUMBER = r"(?:tensor\(|np\.float\d+\()?(\d+(?:\.\d*)?(?:e[+-]?\d+)?)(?:, dtype=[\w.]+)?\)?"
 INEQUALITY = re.compile(rf"{NUMBER} ([<>])=? {NUMBER}$", re.MULTILINE)
 
@@ -194,6 +201,7 @@ def instructions() -> dict[str, tuple[str, dict[str, str]]]:
 
 def page(found: dict[str, dict[str, Any]], shown: float = SHOWN) -> str:
     """The table: tests that used more than the share ``shown``, the largest first."""
+    sets, shifts = (list(dict.fromkeys(setting.split()[part] for setting in found)) for part in (0, 1))
     first = {setting: run for setting, run in found.items() if setting.endswith(f"+{SEEDS[0]}")}
     compared = sorted({name for run in first.values() for name in run["shares"]})
     shares: dict[str, list[float]] = defaultdict(list)
@@ -203,13 +211,13 @@ def page(found: dict[str, dict[str, Any]], shown: float = SHOWN) -> str:
     failed = sorted({f"- {setting}: `{name}`" for setting, run in found.items() for name in run["failed"]})
     seeds = "Further seeds have not been measured."
     if len(found) > len(first):
-        seeds = "Only these tests ran with further seeds, without those that read recorded arrays (parity)."
+        seeds = "Only the listed tests ran with further seeds, except those that read recorded arrays (parity)."
     rows = sorted(((max(of), min(of), name) for name, of in shares.items() if max(of) > shown), reverse=True)
     lines = [
         "# Margins of the tolerances",
         "",
         f"`python tests/matrix/margins.py` ran the tests {len(found)} times, each with another instruction set, as",
-        f"torch names it, and shift of the seeds: {', '.join(found)}.",
+        f"torch names it, and shift of the seeds: {', '.join(sets)}, each with {', '.join(shifts)}.",
         "",
         f"{len(shares)} tests compare floating-point numbers within a tolerance, and {len(shares) - len(rows)} of them",
         f"never use more than {shown:.0%} of it. The others are listed by the largest share that they used.",
@@ -219,6 +227,10 @@ def page(found: dict[str, dict[str, Any]], shown: float = SHOWN) -> str:
         "| largest | smallest | test |",
         "| ---: | ---: | --- |",
         *(f"| {most:.0%} | {least:.0%} | `{name}` |" for most, least, name in rows),
+        "",
+        "Limits that are exact, so that any share is wide enough:",
+        "",
+        *(f"- `{name}`: {why}" for name, why in BOUNDED.items()),
         "",
         *(["Failed:", "", *failed] if failed else ["No run failed."]),
     ]
