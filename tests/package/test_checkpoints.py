@@ -33,6 +33,7 @@ from emalab.checkpoints import (
     read_metadata,
     read_recipe,
     save_training_state,
+    tensors_checksum,
 )
 from emalab.files import write_atomically
 from emalab.recipes import recipe_from_dict, recipe_to_dict
@@ -95,6 +96,25 @@ class TestTrainingState:
     def test_nothing_there(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*gone\.pt"):
             load_training_state(tmp_path / "gone.pt")
+
+
+def test_a_checksum_tells_contents_apart() -> None:
+    """Of the same bytes in another shape, type or place, too."""
+    zeros = torch.zeros(2, 6)
+    contents: list[Any] = [
+        {"a": zeros},
+        {"b": zeros},
+        {"a": zeros.view(3, 4)},
+        {"a": zeros.int()},
+        {"a": zeros, "n": 1},
+        {"a": zeros, "n": 2},
+        {"a": zeros, "n": "1"},
+        {"a": [zeros]},
+        {"a": [[zeros]]},
+        {"a": [zeros, []]},
+    ]
+    assert len({tensors_checksum(content) for content in contents}) == len(contents)
+    assert tensors_checksum({"a": zeros.clone()}) == tensors_checksum(contents[0])
 
 
 class TestRelease:

@@ -22,7 +22,15 @@ from tiny import CPU, scenes, short_train, tiny_recipe
 from torch import nn
 from waiting import HANGS, Process, wait_until
 
-from emalab.checkpoints import export_segmenter, load_training_state, read_spec, tensors_checksum
+from emalab.checkpoints import (
+    CheckpointError,
+    export_segmenter,
+    load_training_state,
+    read_spec,
+    require_one_run,
+    save_training_state,
+    tensors_checksum,
+)
 from emalab.cli import main
 from emalab.files import CannotWriteError, write_atomically
 from emalab.interruption import Interrupted, Interruption
@@ -113,6 +121,15 @@ def test_a_record_of_other_weights_is_not_exported(tmp_path: Path, capsys: pytes
             main(["export", str(folder), str(tmp_path / "b.safetensors")])
         assert "last.pt and the record beside it are not of one finished run" in capsys.readouterr().err
     assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_the_record_of_a_run_that_goes_on_is_not_exported(tmp_path: Path) -> None:
+    record = short_train(tiny_recipe(), tmp_path).record
+    require_one_run(tmp_path / "last.pt", record)
+    recipe, state = load_training_state(tmp_path / "last.pt")
+    save_training_state(tmp_path / "last.pt", recipe, {**state, "iteration": 3})
+    with pytest.raises(CheckpointError, match=r"not of one finished run \(iteration 3 of 8\)"):
+        require_one_run(tmp_path / "last.pt", record)
 
 
 class TestInterruption:

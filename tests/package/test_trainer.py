@@ -9,6 +9,7 @@ import os
 import platform
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -154,8 +155,31 @@ class TestStep:
         moved = [a - b for a, b in zip(trainer.model.parameters(), before.parameters(), strict=True)]
         assert torch.cat([m.flatten() for m in moved]).norm().item() == pytest.approx(1e-3, rel=1e-2)
 
+    def test_dropout_follows_from_seed_iteration_and_rank(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def generator_of(seed: int, iteration: int, rank: int) -> int:
+            trainer = Trainer(tiny_recipe(seed=seed), tmp_path, CPU)
+            trainer.iteration, seeds, backward = iteration, [], trainer._execution.backward
+            with monkeypatch.context() as patched:
+                patched.setattr(type(trainer.fabric), "global_rank", rank)
+                patched.setattr(
+                    trainer._execution,
+                    "backward",
+                    lambda *batch: seeds.append(torch.initial_seed()) or backward(*batch),
+                )
+                trainer.step(*self.batch())
+            return seeds[0]
+
+        places = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
+        found = [generator_of(*place) for place in places]
+        assert len(set(found)) == len(places)
+        assert found == [generator_of(*place) for place in places]
+
     def test_frozen_batch_norm_keeps_its_statistics(self, tmp_path: Path) -> None:
-        result = short_train(tiny_recipe(optim={"freeze_batch_norm": True, "iterations": 2}), tmp_path)
+        evaluation = replace(tiny_recipe().evaluation, every=1)  # after each of which the network trains again
+        recipe = tiny_recipe(optim={"freeze_batch_norm": True, "iterations": 2}, evaluation=evaluation)
+        result = short_train(recipe, tmp_path)
         for name, buffer in result.model.named_buffers():
             if name.endswith("running_var"):
                 assert torch.equal(buffer, torch.ones_like(buffer))
@@ -198,6 +222,33 @@ class TestRun:
         short_train(tiny_recipe(), tmp_path, num_workers=2)
         assert_same(tmp_path, finished[0])
 
+    def test_evaluations_do_not_change_what_is_learned(
+        self, finished: tuple[Path, TrainResult], tmp_path: Path
+    ) -> None:
+        recipe = tiny_recipe()
+        short_train(replace(recipe, evaluation=replace(recipe.evaluation, every=3)), tmp_path)
+        assert_same(tmp_path, finished[0])
+
+    def test_what_diverged_is_not_scored(self, tmp_path: Path) -> None:
+        trainer = Trainer(tiny_recipe(), tmp_path, CPU, eval_data=scenes())
+        trainer.model.get_buffer("context.bases")[0, 0] = math.nan
+        with pytest.raises(TrainingDivergedError, match=r"context\.bases"):
+            trainer.evaluate()
+
+    def test_what_is_saved_is_what_all_processes_have(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        trainer = Trainer(tiny_recipe(), tmp_path, CPU)
+        monkeypatch.setattr("emalab.trainer.share_buffers", lambda model: model.context.bases.fill_(0.5))
+        trainer.save(trainer.last)
+        assert (load_training_state(trainer.last)[1]["model"]["context.bases"] == 0.5).all()
+
+    def test_one_process_of_several_writes(
+        self, finished: tuple[Path, TrainResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        trainer = Trainer(tiny_recipe(optim={"iterations": 2}), tmp_path, CPU, eval_data=scenes())
+        monkeypatch.setattr(type(trainer.fabric), "is_global_zero", False)
+        trainer.fit()
+        assert not list(tmp_path.rglob("*"))
+
     def test_best_is_the_best_evaluation(self, tmp_path: Path) -> None:
         recipe = tiny_recipe()
         recipe = replace(recipe, evaluation=replace(recipe.evaluation, every=2, scales=(1.0, 1.5), flip=True))
@@ -220,6 +271,24 @@ class TestRun:
         assert list(given) == []
         _, state = load_training_state(tmp_path / "best.pt")
         assert (state["iteration"], state["best"]) == (4, 0.6)
+
+    def test_of_equal_scores_the_first_is_the_best(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        given, evaluate = iter([0.3, 0.3]), Trainer.evaluate
+        monkeypatch.setattr(Trainer, "evaluate", lambda self: replace(evaluate(self), miou=next(given)))
+        recipe = tiny_recipe(optim={"iterations": 4})
+        short_train(replace(recipe, evaluation=replace(recipe.evaluation, every=2)), tmp_path)
+        assert load_training_state(tmp_path / "best.pt")[1]["iteration"] == 2
+
+    def test_the_best_network_of_another_run_does_not_count(
+        self, finished: tuple[Path, TrainResult], tmp_path: Path
+    ) -> None:
+        shutil.copytree(finished[0], tmp_path / "run")
+        recipe, state = load_training_state(tmp_path / "run" / "best.pt")
+        best = state["best"]
+        checkpoints.save_training_state(tmp_path / "run" / "best.pt", recipe, {**state, "best": 2.0})
+        assert Trainer(recipe, tmp_path / "run", replace(CPU, resume=True)).best == 2.0
+        checkpoints.save_training_state(tmp_path / "run" / "best.pt", recipe, {**state, "best": 2.0, "run": "another"})
+        assert Trainer(recipe, tmp_path / "run", replace(CPU, resume=True)).best <= best
 
 
 class TestAverage:
@@ -363,6 +432,23 @@ class TestResume:
         with RunLog(tmp_path, 2) as log:
             log.write(3, loss=0.5)
         assert losses(tmp_path) == {1: 1, 2: 2, 3: 0.5}
+
+    def test_goes_on_counting(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Seconds, the name of the run, what has changed, and the scale of gradients in half precision."""
+        records, loaded = [], []
+        precision = type(Trainer(tiny_recipe(), tmp_path / "other", CPU).fabric.strategy.precision)
+        monkeypatch.setattr(precision, "state_dict", lambda self: {"scale": 4.0})
+        monkeypatch.setattr(precision, "load_state_dict", lambda self, state: loaded.append(state))
+        for iterations in (2, 3, 4):
+            recipe = tiny_recipe(optim={"iterations": iterations})
+            records.append(short_train(recipe, tmp_path / "run", resume=True).record)
+        assert loaded == [{"scale": 4.0}] * 2
+        assert len({record["run"] for record in records}) == 1
+        seconds = [record["seconds"]["training"] for record in records]
+        assert seconds == sorted(seconds)
+        _, state = load_training_state(tmp_path / "run" / "last.pt")
+        assert Trainer(recipe, tmp_path / "run", replace(CPU, resume=True)).seconds == state["seconds"] > 0
+        assert records[-1]["changes"] == [f"optim.iterations {i} → {i + 1} at iteration {i}" for i in (2, 3)]
 
     def test_starts_anew_where_there_is_nothing(self, finished: tuple[Path, TrainResult], tmp_path: Path) -> None:
         short_train(tiny_recipe(), tmp_path / "new", resume=True)
