@@ -133,6 +133,15 @@ class TestData:
         )
         assert np.array_equal(split, [*expected[:CLASSES], expected[IGNORED]])
 
+    def test_check_of_masks_without_an_ignored_pixel(self, tmp_path: Path) -> None:
+        root = make(tmp_path / "whole", count=2)
+        for path in (root / "masks").iterdir():
+            Image.fromarray(stored(0)[:-4]).resize(SIZE[::-1], Image.Resampling.NEAREST).save(path)
+        report = check_dataset(f"{root}/", None)
+        assert report.ok
+        assert report.pixels["train"][-1] == 0
+        assert report.pixels["train"].sum() == SIZE[0] * SIZE[1]
+
     def test_preview_shows_the_colors(self, folder: Path, tmp_path: Path) -> None:
         write_preview(load_folder(folder, "val"), tmp_path / "preview.png")
         pixels = np.asarray(Image.open(tmp_path / "preview.png"))[:, 320:]
