@@ -11,7 +11,7 @@ import signal
 import time
 import uuid
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +23,7 @@ from emalab.averaging import WeightAverage
 from emalab.channel_statistics import with_statistics
 from emalab.checkpoints import CheckpointError, load_training_state, save_training_state, tensors_checksum
 from emalab.data import LabeledImages, load_dataset
+from emalab.data.augmentation import Augment, OwnAugmentation, augment_name, find_augment
 from emalab.data.dataset import data_identity
 from emalab.data.loader import num_cores, training_loader
 from emalab.data.memory import InMemory
@@ -71,6 +72,7 @@ def train(
     *,
     train_data: LabeledImages | None = None,
     eval_data: LabeledImages | None = None,
+    augment: Augment | None = None,
 ) -> TrainResult:
     """Train the network of ``recipe``, score it, and keep everything in the folder ``out``.
 
@@ -89,10 +91,12 @@ def train(
         out: gets ``last.pt``, ``best.pt``, ``record.json``, ``log.jsonl`` and ``tensorboard/``.
         options: where and how; `RunOptions` has the defaults.
         train_data, eval_data: use these rather than the splits that the recipe names.
+        augment: a function of your own in place of the recipe's ``data.augment``, which becomes its name;
+            `emalab.data.augmentation` has an example.
 
     Raises:
         DataError: data that are missing or wrong.
-        ValueError: a recipe that does not fit its data or these devices.
+        ValueError: a recipe that does not fit its data or these devices, or names an augmentation that is not there.
         FileExistsError: ``out`` holds a run already and ``options.resume`` is off.
         RunBusyError: another process trains in ``out``.
         CannotWriteError: a full disk, or a folder that is read-only; the last checkpoint is whole.
@@ -100,7 +104,7 @@ def train(
         Interrupted: Ctrl-C, SIGTERM or SIGUSR1; the run has been saved.
         TrainingDivergedError: the loss, a weight, a running statistic or a moment became infinite or NaN.
     """
-    return Trainer(recipe, Path(out), options or RunOptions(), train_data, eval_data).fit()
+    return Trainer(recipe, Path(out), options or RunOptions(), train_data, eval_data, augment).fit()
 
 
 class Trainer:
@@ -116,7 +120,13 @@ class Trainer:
         options: RunOptions,
         train_data: LabeledImages | None = None,
         eval_data: LabeledImages | None = None,
+        augment: Augment | None = None,
     ) -> None:
+        if augment is not None:
+            recipe = replace(recipe, data=replace(recipe.data, augment=augment_name(augment)))
+        elif recipe.data.augment:
+            augment = find_augment(recipe.data.augment)
+        self._augment = augment
         self.recipe, self.out, self.options, self.folder = recipe, out, options, RunFolder(out)
         self.last = self.folder.last
         self.fabric = make_fabric(recipe, options)
@@ -179,7 +189,7 @@ class Trainer:
 
     def _loader(self) -> Any:
         data, optim, fabric = self.recipe.data, self.recipe.optim, self.fabric
-        transform = TrainTransform(
+        transform: nn.Module = TrainTransform(
             data.crop_size,
             data.scale_range,
             data.scale_step,
@@ -189,6 +199,9 @@ class Trainer:
             self.train_data.spec.ignore_index,
             data.rotation,
         )
+        if self._augment is not None:
+            own = OwnAugmentation(self._augment, self.train_data.spec, data.augment or "")
+            transform = nn.Sequential(transform, own)
         return training_loader(
             self.train_data,
             transform,

@@ -58,15 +58,15 @@ def run(arguments: Sequence[str]) -> None:
         out: Path | None = None
         """Folder for checkpoints, log and record; runs/RECIPE-seedN by default."""
         allow_code: tuple[str, ...] = ()
-        """Modules that may be imported for a part of your own (model.context) that a file names."""
+        """Modules that may be imported for a part of your own (model.context, data.augment) that a file names."""
 
     parsed = _parse(Arguments, chosen)
     if parsed.run.num_nodes > 1 and not set(os.environ) & {"MASTER_ADDR", "SLURM_JOB_ID"}:  # it would wait for them
         raise ValueError(
             f"--num-nodes {parsed.run.num_nodes}: start the processes of all machines with torchrun or srun"
         )
-    if chosen.file and parsed.recipe.model.context == recipe.model.context:
-        refuse_code(recipe, chosen.file, parsed.allow_code)
+    if chosen.file:
+        refuse_code(recipe, chosen.file, parsed.allow_code, parsed.recipe)
     out = parsed.out or Path("runs") / run_folder(recipe.name, parsed.recipe.seed)
     _require_inputs(parsed.recipe, parsed.run.data_root, out)
     _look_at_labels(parsed.recipe)

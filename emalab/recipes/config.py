@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
@@ -63,8 +64,16 @@ class DataConfig:
     """Strength of random brightness, contrast, saturation and hue, 0 to 1."""
     rotation: float = 0.0
     """Largest angle, in degrees, by which an image is turned to either side."""
+    augment: str | None = None
+    """A function of your own as "module:function", applied to training crops after the other transforms:
+    (image uint8 (c, h, w), labels (h, w), torch.Generator) → (image, labels), of the same sizes and types."""
     scenes: SceneSettings = field(default_factory=SceneSettings)
     """Settings of generated scenes."""
+
+    def __post_init__(self) -> None:
+        """Check the form of a name that may be imported."""
+        if self.augment is not None and not re.fullmatch(r"[\w.]+:[\w.<>]+", self.augment):
+            raise SettingError(f"data.augment must be a function of your own as module:function; got {self.augment!r}")
 
 
 @dataclass(frozen=True)

@@ -60,8 +60,8 @@ def read_recipe_file(path: Path, allow_code: Collection[str] | None = ()) -> Rec
 
     Args:
         path: the file.
-        allow_code: modules that may be imported where the recipe names one of them as "module:Class", the context
-            module of its network; None for any.
+        allow_code: modules that may be imported where the recipe names one of them, as "module:Class" the context
+            module of its network or as "module:function" an augmentation; None for any.
 
     Raises:
         FileNotFoundError: no such file, or none of its base.
@@ -74,14 +74,28 @@ def read_recipe_file(path: Path, allow_code: Collection[str] | None = ()) -> Rec
     return recipe
 
 
-def refuse_code(recipe: Recipe, where: str, allow_code: Collection[str]) -> None:
-    """Raise `ValueError` for a recipe from a file whose network needs a module that ``allow_code`` does not name."""
-    module, colon, _ = recipe.model.context.partition(":")
-    if colon and module not in allow_code:
-        raise ValueError(
-            f"{where}: the network needs code, {recipe.model.context}, which a file may not import by itself; if you "
-            f"trust it, allow the module {module} (--allow-code {module}; in Python allow_code=({module!r},))"
-        )
+def refuse_code(recipe: Recipe, where: str, allow_code: Collection[str], used: Recipe | None = None) -> None:
+    """Raise `ValueError` for a recipe from a file that needs a module that ``allow_code`` does not name.
+
+    Args:
+        recipe: as the file has it.
+        where: the file, for the message.
+        allow_code: modules that may be imported.
+        used: the recipe after changes that are not the file's; names that they replaced do not count.
+    """
+    for part, name in _code(recipe).items():
+        module = name.partition(":")[0]
+        if module not in allow_code and _code(used or recipe).get(part) == name:
+            raise ValueError(
+                f"{where}: {part} needs code, {name}, which a file may not import by itself; if you trust it, allow "
+                f"the module {module} (--allow-code {module}; in Python allow_code=({module!r},))"
+            )
+
+
+def _code(recipe: Recipe) -> dict[str, str]:
+    """What a recipe may name as "module:name", by the part that needs it."""
+    names = {"the network": recipe.model.context, "the augmentation": recipe.data.augment or ""}
+    return {part: name for part, name in names.items() if ":" in name}
 
 
 def check_file_name(what: str, name: str) -> None:
