@@ -22,6 +22,7 @@ from tiny import CPU, scenes, short_train, tiny_recipe
 from torch import nn
 from waiting import HANGS, Process, wait_until
 
+from emalab import run_folder
 from emalab.checkpoints import (
     CheckpointError,
     export_segmenter,
@@ -77,6 +78,21 @@ class TestOneProcess:
         with folder.hold():
             pass
         assert not list(tmp_path.iterdir())
+
+    def test_a_lock_whose_file_its_former_holder_removes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It ends between opening and locking: a lock on a file without a name would keep nobody out."""
+        folder, lock, removed = RunFolder(tmp_path), run_folder._lock, []
+
+        def late(file: int) -> None:
+            lock(file)
+            if not removed:
+                (tmp_path / "run.lock").unlink()
+                removed.append(file)
+
+        monkeypatch.setattr(run_folder, "_lock", late)
+        with folder.hold():
+            assert removed
+            assert json.loads((tmp_path / "run.lock").read_text())["pid"] == os.getpid()
 
     def test_results_of_a_run_that_is_gone(self, tmp_path: Path) -> None:
         """Its record must not stand beside the weights of another."""

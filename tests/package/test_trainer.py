@@ -42,6 +42,7 @@ from emalab.losses import SegmentationLoss
 from emalab.optim import cross_entropy, poly_lr
 from emalab.recipes import EvalConfig, LossConfig, Recipe, recipe_from_dict
 from emalab.results import load_records, read_record
+from emalab.resume import refuse_changes
 from emalab.run_checks import _warn_of_several_gpus
 from emalab.runlog import RunLog, read_log
 from emalab.segmenter import Segmenter
@@ -474,6 +475,14 @@ class TestResume:
         assert result.record["changes"] == ["optim.iterations 8 → 10 at iteration 8"]
         with pytest.raises(CheckpointError, match=r"at iteration 10, .*optim\.iterations: 10 there, 8 here"):
             short_train(tiny_recipe(), tmp_path, resume=True)
+
+    def test_shortened_to_where_it_stands(self) -> None:
+        """And no further: the schedule of what has been done was that of a longer run."""
+        before, short = tiny_recipe(), tiny_recipe(optim={"iterations": 4})
+        changes = refuse_changes(Path("last.pt"), before, {"iteration": 4}, short, "")
+        assert changes == ["optim.iterations 8 → 4 at iteration 4"]
+        with pytest.raises(CheckpointError, match=r"optim\.iterations: 8 there, 4 here"):
+            refuse_changes(Path("last.pt"), before, {"iteration": 5}, short, "")
 
     def test_where_the_data_have_moved(self, tmp_path: Path) -> None:
         """A folder's content counts, and not where it lies."""
