@@ -287,17 +287,15 @@ class Trainer:
             evaluates = every > 0 and self.iteration % every == 0 and self.iteration < total
             if saves or evaluates or self.iteration % self.options.log_every == 0:
                 self._look(log, bar)
+            if saves or (evaluates and shared):  # processes that are stopped during an evaluation cannot save together
+                self._checkpoint()
             if evaluates:
-                if shared:
-                    self._checkpoint()  # what is learned until here, should the run be stopped during the evaluation
                 with self._interruption.at_once():
                     scores = self.evaluate()
                 self._note(log, miou=scores.miou, pixel_accuracy=scores.pixel_accuracy)
                 self._draw(log, scores)
                 self._keep_if_best(scores)
                 self._window.restart()
-            if saves or (evaluates and shared):
-                self._checkpoint()
 
     def _look(self, log: RunLog, bar: tqdm[Any]) -> None:
         """Log the loss since the last look; here the processes of a run agree to stop."""
