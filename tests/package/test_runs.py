@@ -35,7 +35,7 @@ from emalab.checkpoints import (
 from emalab.cli import main
 from emalab.files import CannotWriteError, write_atomically
 from emalab.interruption import Interrupted, Interruption
-from emalab.recipes import EvalConfig
+from emalab.recipes import EvalConfig, recipe_to_dict
 from emalab.results import read_record
 from emalab.run_folder import RunBusyError, RunFolder
 from emalab.runlog import RunLog, read_log
@@ -139,10 +139,20 @@ def test_a_record_of_other_weights_is_not_exported(tmp_path: Path, capsys: pytes
     assert not (tmp_path / "b.safetensors").exists()
 
 
-def test_the_record_of_a_run_that_goes_on_is_not_exported(tmp_path: Path) -> None:
+def test_a_record_and_the_weights_of_one_finished_run(tmp_path: Path) -> None:
     record = short_train(tiny_recipe(), tmp_path).record
     require_one_run(tmp_path / "last.pt", record)
     recipe, state = load_training_state(tmp_path / "last.pt")
+    faster = recipe_to_dict(tiny_recipe(optim={"lr": 0.1}))
+    for other, problem in (
+        ({"run": "another"}, f"run {record['run']} and another"),
+        ({"weights": "sha256:0"}, rf"weights {record['weights']} and sha256:0"),
+        ({"recipe": faster}, "another recipe"),
+    ):
+        with pytest.raises(CheckpointError, match=rf"not of one finished run \({problem}\)"):
+            require_one_run(tmp_path / "last.pt", {**record, **other})
+    scored = recipe_to_dict(replace(recipe, evaluation=EvalConfig(flip=True)))
+    require_one_run(tmp_path / "last.pt", {**record, "recipe": scored})
     save_training_state(tmp_path / "last.pt", recipe, {**state, "iteration": 3})
     with pytest.raises(CheckpointError, match=r"not of one finished run \(iteration 3 of 8\)"):
         require_one_run(tmp_path / "last.pt", record)
