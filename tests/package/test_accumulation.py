@@ -37,6 +37,7 @@ LOSSES = {
     "weights": LossConfig(class_weights=WEIGHTS, focal_gamma=2),
     "hardest": LossConfig(hardest=0.3),
     "dice": LossConfig(dice_weight=0.5),
+    "lovasz": LossConfig(lovasz_weight=0.5),
 }
 
 
