@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from emalab.files import CannotWriteError, write_atomically
@@ -38,8 +39,6 @@ class RunLog:
         self.path = folder / "log.jsonl"
         self.enabled = enabled
         if enabled:
-            from torch.utils.tensorboard import SummaryWriter  # slow to import
-
             kept = [line for line in read_log(folder) if line["iteration"] <= iteration] if iteration else []
             text = "".join(json.dumps(line) + "\n" for line in kept)
             write_atomically(self.path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
@@ -48,9 +47,8 @@ class RunLog:
             self._excepthook = threading.excepthook
             threading.excepthook = self._of_a_thread
             try:
-                board = folder / "tensorboard"
-                self._board = SummaryWriter(str(board), purge_step=iteration + 1, flush_secs=10)
-            except OSError as error:
+                self._board = _open_board(folder / "tensorboard", iteration)
+            except Exception as error:  # of the disk, or of an installation
                 self._lose(error)
 
     def write(self, iteration: int, **values: float) -> None:
@@ -103,6 +101,14 @@ class RunLog:
                 self._file.close()
             self._show(lambda board: board.close())
             threading.excepthook = self._excepthook
+
+
+def _open_board(folder: Path, iteration: int) -> SummaryWriter:
+    # With this module TensorBoard does without TensorFlow, which takes seconds and gigabytes where it is installed.
+    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
+    from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+    return SummaryWriter(str(folder), purge_step=iteration + 1, flush_secs=10)
 
 
 class Window:

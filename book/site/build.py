@@ -116,6 +116,9 @@ def main() -> int:
         print(f"Nothing has changed. The book: {INDEX}")
         return 0
     CLEAN.unlink(missing_ok=True)
+    os.environ.setdefault(
+        "PYDEVD_DISABLE_FILE_VALIDATION", "1"
+    )  # else debuggers warn of kernels that nobody debugs
     executed = execute(sorted((ROOT / "book").glob("*.ipynb")))
     print("Rendering the pages.", flush=True)
     # No page had a warning if the last build had none; only what was edited since is parsed again.

@@ -271,6 +271,17 @@ class TestCurves:
             short_train(self.recipe, tmp_path)
         assert read_log(tmp_path)[-1]["iteration"] == 8
 
+    def test_import_no_tensorflow(self, tmp_path: Path) -> None:
+        """TensorBoard would import it where it is installed; here it is one that cannot be imported."""
+        (tmp_path / "tensorflow.py").write_text("raise RuntimeError('compiled against another NumPy')\n")
+        program = "from pathlib import Path; from emalab.runlog import RunLog; RunLog(Path(), 0).write(1, loss=2.0)"
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert list((tmp_path / "tensorboard").iterdir())
+
 
 class TestDisk:
     def test_a_full_disk_is_one_line(
