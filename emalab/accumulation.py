@@ -1,4 +1,4 @@
-"""Gradient accumulation: what a step of several micro-batches shares, so that it is a step on their images together."""
+"""Gradient accumulation: one update of the bases for a step that passes in several micro-batches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["one_update_of_bases"]
 
 
 class _Gathered(Maintenance):
-    """Another strategy that waits: batches start as it says, and what they end with is kept for later."""
+    """Wraps a strategy: batches start from its bases, and the bases they end with are collected for one update."""
 
     def __init__(self, strategy: Maintenance) -> None:
         self.strategy, self.learnable = strategy, strategy.learnable
@@ -33,7 +33,7 @@ class _Gathered(Maintenance):
 
 @contextmanager
 def one_update_of_bases(network: nn.Module) -> Iterator[None]:
-    """Within it, training forwards count as one batch: all start from the same bases, which are updated at its end.
+    """In this context, forward passes in training mode count as one batch: they share the bases, updated at its end.
 
     The paper (§3.3) averages the bases over a mini-batch, the images of one step of SGD, and mixes the mean in with
     1 − α. If each of N micro-batches were mixed in, the old bases would keep α^N per step, and N would change what α
@@ -46,7 +46,7 @@ def one_update_of_bases(network: nn.Module) -> Iterator[None]:
         ...         unit(features).mean().backward()
 
     Args:
-        network: any; every `EMAU` in it takes part. An exception in between leaves the bases as they were.
+        network: every `EMAU` in it takes part. An exception within the context leaves the bases as they were.
     """
     units = [module for module in network.modules() if isinstance(module, EMAU)]
     strategies = [unit.maintenance for unit in units]

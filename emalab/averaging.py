@@ -1,7 +1,7 @@
 """A running average of a network's weights along its training, which often scores higher than the last ones.
 
 B. T. Polyak and A. B. Juditsky, "Acceleration of stochastic approximation by averaging", SIAM J. Control Optim., 1992;
-A. Tarvainen and H. Valpola, "Mean teachers are better role models", NeurIPS 2017, whose decay this is.
+A. Tarvainen and H. Valpola, "Mean teachers are better role models", NeurIPS 2017, with the same decay.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class WeightAverage:
     """The average of weights, running statistics and bases after each step: ā ← (1 − w) ā + w a.
 
     w = max(1 − decay, 1/n) after n steps: the plain mean of all steps at first, which forgets the initial weights, and
-    an exponential moving average from step 1/(1 − decay) on. The number of steps is the caller's, so that nothing but
-    the network has to be saved. Tensors of whole numbers are those of the last step.
+    an exponential moving average from step 1/(1 − decay) on. The caller counts the steps, so that only the network has
+    to be saved. Integer tensors are copied from the last step.
 
     Args:
         model: the network that learns; its tensors are copied, on its device.
@@ -39,7 +39,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, steps: int) -> None:
-        """Take in the weights after step number ``steps``, counted from 1."""
+        """Include the weights after step number ``steps``, counted from 1."""
         ours, theirs = map(list, zip(*self._floating, strict=True))
         torch._foreach_lerp_(ours, theirs, max(1 - self.decay, 1 / steps))  # one launch for hundreds of tensors
         for mean, last in self._others:

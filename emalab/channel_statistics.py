@@ -1,6 +1,6 @@
-"""Mean and deviation of the channels of images that no pretrained backbone knows: from the images to train on.
+"""Mean and standard deviation of each channel, computed from the training images where no weights prescribe them.
 
-They are part of the network's configuration, so that checkpoints and records keep them.
+Both are part of the network's configuration, so that checkpoints and records keep them.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def with_statistics(
     report: Callable[[str], object] = lambda line: None,
     progress: bool = False,
 ) -> Recipe:
-    """``recipe`` with ``model.channel_mean`` and ``channel_std``, where its network needs them and it has none.
+    """``recipe`` with ``model.channel_mean`` and ``channel_std``, if the network needs them and the recipe lacks them.
 
-    A run that is resumed keeps those that it began with. A network that starts from another one for as many channels
-    keeps that one's. Others, but for RGB images, get those of ``data``.
+    A resumed run keeps the values that it began with. A network that starts from the weights of another one, for the
+    same number of channels, takes over its values. All others, except for RGB images, get those of ``data``.
 
     Args:
         recipe: what to train.
@@ -68,7 +68,7 @@ def with_statistics(
 def channel_statistics(data: LabeledImages, *, progress: bool = False) -> tuple[_Values, _Values]:
     """Mean and standard deviation of each channel over all pixels of ``data``, in 0–1, to four decimals.
 
-    Sums of integers, so that they are the same for any number of threads. A deviation is at least `SMALLEST_STD`.
+    Integers are summed, so that the number of threads changes nothing. A deviation is at least `SMALLEST_STD`.
 
     Raises:
         DataError: an image cannot be read.
@@ -89,7 +89,7 @@ def channel_statistics(data: LabeledImages, *, progress: bool = False) -> tuple[
 
 
 def _earlier(recipe: Recipe, last: Path, runs: Path) -> SegmenterConfig | None:
-    """The network that this one goes on from, if its images have as many channels."""
+    """Configuration of the network that training starts from, if it takes the same number of channels."""
     if last.exists():
         return read_recipe(last).model
     if recipe.init_from is None:

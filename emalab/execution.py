@@ -57,7 +57,7 @@ def _forget_graph(step: weakref.ref[TrainingStep]) -> None:
 
 
 class Execution:
-    """Runs forward and backward of a step in the way that the recipe names.
+    """Runs the forward and backward passes of a step in the way that the recipe names.
 
     Attributes:
         module: the step as Fabric wraps it.
@@ -70,8 +70,8 @@ class Execution:
         on_gpu = fabric.device.type == "cuda"
         wrapped: Any = step
         if recipe.execution == "compile":
-            # In graphs, because the host falls behind kernels so short; not with what other ranks must answer, nor
-            # where gradients of one replay must outlive the next.
+            # CUDA graphs, because the host cannot keep up with such short kernels; not where ranks exchange values, nor
+            # where gradients of one replay must survive the next.
             alone = fabric.world_size == 1 and self._parts == 1
             wrapped = torch.compile(step, options={"triton.cudagraphs": on_gpu and alone})
         self.module, self.optimizer = fabric.setup(wrapped, optimizer)
@@ -93,8 +93,8 @@ class Execution:
     def backward(self, images: Tensor, masks: Tensor) -> Tensor:
         """Add up gradients of the mean loss of a batch that lies on the device, and return that loss.
 
-        The batch passes in as many micro-batches as the recipe says. What the loss is divided by is that of the whole
-        batch, and so is the update of the bases; batch norm normalizes each micro-batch by itself.
+        The batch is divided into as many micro-batches as the recipe says. The divisor of the loss and the update of
+        the bases are those of the whole batch; batch norm normalizes each micro-batch separately.
         """
         if self._to_record:
             self._record(images, masks)

@@ -52,7 +52,7 @@ def initial_network(
 
 
 def _shared(model: Segmenter, fabric: Fabric, recipe: Recipe) -> Segmenter:
-    """With batch norm over all processes: PyTorch's kernels, or what also runs on a CPU and compiles as a whole."""
+    """``model`` with batch norm over all processes: PyTorch's, or ours on a CPU and where the step is compiled."""
     if fabric.device.type == "cuda" and recipe.execution != "compile":
         from timm.layers.norm_act import convert_sync_batchnorm  # timm takes long to import
 
@@ -97,8 +97,8 @@ def load_initial_weights(
     """Give ``model`` the weights, statistics and bases of a trained network, to go on from there with other data.
 
     Strict: both must have the same tensors. Where their numbers of classes differ, the tensors with a row for each
-    class keep the values they have. Where their images have other channels, the first convolution is adapted as
-    `emalab.input_channels` says.
+    class keep the values they have. If the numbers of channels differ, the first convolution is adapted as
+    `emalab.input_channels` describes.
 
     Args:
         model: changed in place.

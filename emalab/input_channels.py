@@ -1,8 +1,8 @@
-"""Images of other than three channels: how weights for RGB serve them, and how messages call them.
+"""Adapt weights for RGB images to images with another number of channels.
 
 The rule for the first convolution is timm's (``timm.models.adapt_input_conv``): for one channel its weights are summed
-over the channels, which gives what the convolution makes of a grey image as RGB; for others they are repeated in turn
-(R, G, B, R, …) and scaled so that an image with equal channels gives the same again.
+over the channels, so that a gray image gives the same output as its RGB copy; for other numbers they are repeated in
+turn (R, G, B, R, …) and scaled so that an image with equal channels gives the same output.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["adapt_input", "adapt_inputs", "refuse_channels"]
 def adapt_input(weight: Tensor, in_channels: int) -> Tensor:
     """Weights (o, i, …) of a first convolution for ``in_channels`` instead of i.
 
-    Where all channels of an image are alike its output stays, if their number is a multiple of i (or 1).
+    If all channels of an image are equal, its output does not change for 1 channel or a multiple of i.
 
     Example:
         >>> adapt_input(torch.tensor([[1.0, 2.0, 3.0]]), 1)
@@ -45,7 +45,7 @@ def adapt_inputs(
     Args:
         state: weights (o, i, h, w) of a network for images of other channels.
         wanted: tensors of the network that is to be filled.
-        channels: the channels of both networks' images; by default any that ``wanted`` has, from 3.
+        channels: number of channels before and after; by default from 3 to that of ``wanted``.
     """
     adapted = dict(state)
     names = []

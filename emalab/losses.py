@@ -74,7 +74,7 @@ class SegmentationLoss(nn.Module):
     def divisor(self, masks: Tensor) -> Tensor:
         """The ``divisor`` of `forward`, from labels (b, h, w) alone.
 
-        With class weights and hard pixels together it depends on the logits; for those it is not this.
+        It does not apply to class weights together with hard pixels, whose divisor depends on the logits.
         """
         labeled = masks != self.ignore_index
         if self.config.hardest < 1:
@@ -96,7 +96,7 @@ def hardest_pixels(losses: Tensor, labeled: Tensor, part: float) -> Tensor:
 
 
 def _number_of_hardest(labeled: Tensor, part: float) -> Tensor:
-    """Of each image, (b,), rounded up."""
+    """How many pixels of each image count, rounded up: (b, h, w) → (b,)."""
     return (part * labeled.flatten(1).sum(1)).ceil()
 
 

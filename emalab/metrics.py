@@ -90,7 +90,7 @@ def _scores(counts: Tensor, spec: DatasetSpec, images: int) -> SegmentationScore
 class SegmentationMetric:
     """Counts predictions against labels, batch by batch, and over ranks when a process group is running.
 
-    Of up to 1024 classes it keeps the confusion matrix, of more what the scores need of it: how many pixels of each
+    For up to 1024 classes it keeps the confusion matrix; for more, only what the scores need: how many pixels of each
     class are hit, labeled and predicted.
 
     Args:
@@ -145,8 +145,8 @@ class SegmentationMetric:
         """
         if not self._is_matrix:
             raise ValueError(
-                f"{self.spec.name} has {self.spec.num_classes} classes; the confusion matrix is kept up to "
-                f"{_MATRIX_CLASSES}, compute() gives the scores of more"
+                f"{self.spec.name} has {self.spec.num_classes} classes; the confusion matrix is kept for up "
+                f"to {_MATRIX_CLASSES}; take the scores of compute()"
             )
         return _over_ranks(self._counts)
 

@@ -87,7 +87,7 @@ class EMAU(nn.Module):
     1×1 conv → EM attention → ReLU → 1×1 conv and batch norm → add the input → ReLU. In training mode each forward pass
     also maintains ``bases``, identically on every rank; evaluation leaves them alone. (Run under activation
     checkpointing, a training forward happens twice and so does its update. If you accumulate gradients over several
-    forwards, `emalab.accumulation.one_update_of_bases` has them count as one batch.)
+    forwards, `emalab.accumulation.one_update_of_bases` makes them count as one batch.)
 
     So a training forward is a collective operation where `torch.distributed` runs: all ranks must make equally many.
     ``DistributedDataParallel.join()``, for ranks with fewer batches, stands in for DDP's own exchanges only.

@@ -76,7 +76,7 @@ def _write_and_compare(model: Segmenter, path: Path, metadata: Mapping[str, Any]
 
     example = _images(SIZES[0], model.config.in_channels)
     axes = {0: "batch", 2: "height", 3: "width"}
-    # Of tracing, and of the exporter's age: what the warnings are about, the comparison finds.
+    # Warnings of tracing and of the exporter's age; if they matter, the comparison fails.
     with warnings.catch_warnings(), _no_output():
         warnings.simplefilter("ignore")
         try:
@@ -115,7 +115,7 @@ def _no_output() -> Iterator[None]:
             yield
     finally:
         if sys.platform != "win32":
-            ctypes.CDLL(None).fflush(None)  # the rest, that lies in the C library's buffers
+            ctypes.CDLL(None).fflush(None)  # what is left in the C library's buffers
         os.dup2(kept, 1)
         os.close(kept)
 

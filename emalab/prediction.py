@@ -174,7 +174,7 @@ def _pixels(photo: Photo, channels: int, bits: int | None) -> Tensor:
 
 
 def reading_for(channels: int, bits: int | None = None) -> Reading:
-    """How the files become pixels that a network for so many channels takes."""
+    """How files are read for a network with this number of channels."""
     return Reading(bits=bits, channels=None if channels == 3 else channels, reason="as the network takes them")
 
 

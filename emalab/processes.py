@@ -67,7 +67,7 @@ def of_all_ranks(value: Any) -> list[Any]:
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Give all ranks the first one's buffers, should a module of one's own keep others on each."""
+    """Give all ranks the first one's buffers, in case a module of your own has different ones on each."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)

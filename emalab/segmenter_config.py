@@ -15,7 +15,7 @@ from emalab.choices import Grad, MaintenanceName, NonLocalMode, Norm, Renormaliz
 __all__ = ["SMALLEST_STD", "ContextName", "EMAConfig", "NonLocalConfig", "SegmenterConfig"]
 
 SMALLEST_STD = 1 / 30
-"""Smallest deviation of a channel, of the range 0–1, that a network divides by: a flat channel stays small."""
+"""Smallest standard deviation, for values in 0–1, that a network divides by; a constant channel stays small."""
 
 ContextName = Literal["none", "non_local", "deeplab_v3", "psp", "ema"]
 
@@ -83,10 +83,10 @@ class SegmenterConfig:
     align_corners: bool = False
     """How logits are enlarged to the image; True is the authors' convention, for images of 8k + 1 pixels."""
     in_channels: int = 3
-    """Channels of an image: 3 for RGB, 1 for grey, or as many as a multispectral image has bands."""
+    """Channels of an image: 3 for RGB, 1 for gray, or the number of bands."""
     channel_mean: tuple[float, ...] = ()
-    """Mean of each channel in 0–1, which the network subtracts. By default that of the backbone's weights for 3
-    channels, and for others that of the images to train on."""
+    """Mean of each channel in 0–1, which the network subtracts. By default it is that of the backbone's weights for
+    RGB, and otherwise that of the training images."""
     channel_std: tuple[float, ...] = ()
     """Standard deviation of each channel in 0–1, by which the network divides; given together with channel_mean."""
     ema: EMAConfig = field(default_factory=EMAConfig)
@@ -127,4 +127,4 @@ class SegmenterConfig:
         if not all(0 <= value <= 1 for value in mean):
             raise SettingError(f"channel_mean must be in 0–1, got {mean}")
         if not all(SMALLEST_STD <= value < math.inf for value in std):
-            raise SettingError(f"channel_std must be at least {SMALLEST_STD:.3g} of the range 0–1, got {std}")
+            raise SettingError(f"channel_std must be at least {SMALLEST_STD:.3g} for values in 0–1, got {std}")

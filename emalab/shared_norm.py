@@ -1,6 +1,6 @@
-"""Batch normalization over the batches of all processes, where PyTorch's `torch.nn.SyncBatchNorm` does not serve.
+"""Batch normalization over the batches of all processes, where `torch.nn.SyncBatchNorm` cannot be used.
 
-That one needs a GPU, and interrupts the graphs of torch.compile.
+PyTorch's module needs a GPU, and breaks the graphs of torch.compile.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch normalization with the mean and variance of all processes' batches, which must be of one size.
 
     Parameters, statistics and their names are those of PyTorch's batch norm. In training, every process must call it,
-    forward and backward. Without a process group it is PyTorch's.
+    forward and backward. Without a process group it computes the same as PyTorch's.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1, after: nn.Module | None = None) -> None:
-        """``after`` is what timm's layers do to the normalized values."""
+        """``after`` is applied to the normalized values, such as the activation in timm's layers."""
         super().__init__(channels, eps, momentum)
         self.after = after
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize, and in training take note of the statistics: (b, c, …) → (b, c, …)."""
+        """Normalize, and in training update the running statistics: (b, c, …) → (b, c, …)."""
         shared = self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         y = self._normalize(x) if shared else super().forward(x)
         return y if self.after is None else self.after(y)
 
     def _normalize(self, x: Tensor) -> Tensor:
         assert self.running_mean is not None
-        values = x.to(self.running_mean.dtype)  # half precision holds no sums
+        values = x.to(self.running_mean.dtype)  # sums need more than half precision
         mean, variance = shared_moments(values)
         self._note(mean.detach(), variance.detach(), x.numel() // len(mean) * dist.get_world_size())
         scale = (variance + self.eps).rsqrt() * self.weight
@@ -45,7 +45,7 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     @torch.no_grad()
     def _note(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        """The moving averages, of the unbiased variance as in PyTorch."""
+        """Update the moving averages; as in PyTorch, that of the unbiased variance."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -61,7 +61,7 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
 def shared_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of every channel over the batches of all processes: (b, c, …) → (c,), (c,).
 
-    From each batch's own moments, as sums of squares would cancel where the mean is large.
+    They are combined from each batch's own moments, because sums of squares cancel where the mean is large.
     """
     variance, mean = torch.var_mean(x, dim=(0, *range(2, x.dim())), correction=0)
     own = torch.arange(dist.get_world_size(), device=x.device) == dist.get_rank()
@@ -71,7 +71,7 @@ def shared_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes; so is its gradient, as every process's loss depends on it."""
+    """Sum over all processes. Gradients are summed too, because the loss of every process depends on the sum."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -90,13 +90,13 @@ def share_batch_norm(module: nn.Module) -> nn.Module:
     """Replace every batch norm, also timm's with an activation, by one that processes share.
 
     Args:
-        module: changed in place, but for itself.
+        module: the batch norms within it are replaced in place.
 
     Returns:
-        It, or what takes its place.
+        The module, or its replacement if it is a batch norm itself.
 
     Raises:
-        ValueError: one has no weight and bias, no running statistics, or no momentum.
+        ValueError: a batch norm has no weight and bias, no running statistics, or no momentum.
     """
     from timm.layers.norm_act import BatchNormAct2d  # timm takes long to import
 

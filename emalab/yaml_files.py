@@ -1,4 +1,4 @@
-"""YAML that people write: small, with one meaning, and never a way to run code or to fill the memory."""
+"""Read YAML that people write. Files that are large, ambiguous, or would run code or fill the memory are refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def read_yaml(path: Path, expected: str = "a few lines of YAML", most_bytes: int
 
     Args:
         path: the file.
-        expected: what it is to hold, for messages.
+        expected: what it must contain, for messages.
         most_bytes: size of the largest file that is read.
 
     Raises:
@@ -28,9 +28,11 @@ def read_yaml(path: Path, expected: str = "a few lines of YAML", most_bytes: int
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{path}: is no file; it must be one of {expected}.")
+            raise ValueError(f"{path}: is not a regular file; it must contain {expected}.")
         if status.st_size > most_bytes:
-            raise ValueError(f"{path}: has {status.st_size} bytes; {expected} are expected.")
+            raise ValueError(
+                f"{path}: has {status.st_size} bytes, at most {most_bytes} are read; it must contain {expected}."
+            )
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file {path}") from None
@@ -40,13 +42,13 @@ def read_yaml(path: Path, expected: str = "a few lines of YAML", most_bytes: int
         return yaml.load(text, _Loader)
     except RecursionError as error:
         raise ValueError(f"{path}: cannot be read as YAML (nested too deeply). Correct it there.") from error
-    except Exception as error:  # YAML's constructors raise more than YAMLError, on dates and numbers say
+    except Exception as error:  # YAML's constructors raise more than YAMLError, for example on dates
         reason = " ".join(str(error).split())
         raise ValueError(f"{path}: cannot be read as YAML ({reason}). Correct it there.") from error
 
 
 class _Loader(yaml.SafeLoader):
-    """Without aliases: ten lines of them can stand for 10⁹ entries. A key that occurs twice is a slip of the pen."""
+    """Without aliases: ten lines of them can stand for 10⁹ entries. A key that occurs twice is a mistake."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):

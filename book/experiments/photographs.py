@@ -1,11 +1,11 @@
-"""Score a network on photographs that packages ship, by a protocol fixed before there was a second network to compare.
+"""Score a network on photographs from packages, by a protocol that was fixed before a second network existed.
 
     python book/experiments/photographs.py --folder FOLDER --out book/results/photographs-lite2.json
     python book/experiments/photographs.py --folder FOLDER --checkpoint NEW.safetensors \\
         --against book/results/photographs-lite2.json --out book/results/photographs-NEW.json
 
 ``photographs.json``, beside this program, names the packages with their versions and every picture with its digest,
-license and class; the pictures themselves are not in the repository. Nothing is fetched. scikit-image is installed with
+license and class; the pictures themselves are not in the repository, and nothing is downloaded. scikit-image is installed with
 the book; for the others, on Debian 12:
 
     apt-get download tuxpaint-stamps-default scratch gcompris-qt-data plasma-workspace-data gnome-control-center-data \\
@@ -16,11 +16,11 @@ Protocol. A *scene* is a photograph with an outline drawn by hand; it is reduced
 `emalab predict` does. A *cut-out* is a photograph with an alpha channel, whose outline is exact; it is laid onto four
 photographs without animals and people (480×360), at a size and a place that a seeded generator draws. Pixels within 3
 of an outline do not count. Labels are those of `emalab predict`: the photograph and its mirror image, at stride 16.
-Every photograph weighs the same, those of a cut-out together as one. From the pooled confusion follow the IoU of each
-of the seven classes of VOC-animals-7 and their mean. A photograph is *named* rightly where its class has more pixels
-than any other except background. Intervals are 95 % percentiles of 10 000 bootstrap samples of the photographs, drawn
-within each class; two networks are compared on the same samples. The backgrounds alone show how much is seen where
-nothing is. One network is better than another here if the interval of the difference of the means excludes zero.
+Every photograph has the same weight, and the four pictures of a cut-out share one. The IoU of each of the seven classes
+of VOC-animals-7, and their mean, follow from the pooled confusion matrix. A photograph is *named* rightly if its class
+has more pixels than any other except background. Intervals are 95 % percentiles of 10 000 bootstrap samples of the photographs, drawn
+within each class; two networks are compared on the same samples. On the backgrounds without cut-outs, all that is not
+labeled background is wrong. One network is better than another here if the interval of the difference of the means excludes zero.
 
 Pictures were assigned to classes by eye. Left out are drawings, pictures under 100 pixels, second poses of one person,
 and animals that VOC does not label, or not consistently (donkeys, zebras, bison, yaks, goats, foxes, wild cats).

@@ -54,8 +54,8 @@ def run(
 
     Animated images and videos are labeled frame by frame, and a TIFF of several pages page by page: NAME.masks/ and
     NAME.overlay.webp, .mp4 or .tif; videos need PyAV (pip install av). Files that an earlier run wrote (NAME.mask.png
-    and so on) are not taken as photographs. A network for other than three channels takes files such as it was trained
-    on (.npy, TIFFs of several bands, grey photographs); overlays show the first three channels.
+    and so on) are not taken as photographs. A network for other than three channels takes files like those it was
+    trained on (.npy, TIFFs of several bands, grey photographs); overlays show the first three channels.
 
     Args:
         photos: files, folders with all that is below them, or patterns in quotes such as ``"day*/*.jpg"``.

@@ -25,7 +25,9 @@ def run(recipe: Positional[str] = "", write: Path | None = None) -> None:
     """
     if not recipe:
         if write is not None:
-            raise ValueError(f"--write {write}: of which recipe? As in: emalab recipes shapes-tiny --write {write}")
+            raise ValueError(
+                f"--write {write}: of which recipe? Name it, as in emalab recipes shapes-tiny --write {write}"
+            )
         print(recipe_table())
         return
     text = recipe_to_yaml(read_recipe_file(Path(recipe), None) if is_recipe_file(recipe) else get_recipe(recipe))

@@ -1,4 +1,4 @@
-"""Augmentations of your own, behind those of `TrainTransform`: a function of an image, its labels and a generator."""
+"""Augmentations of your own, after those of `TrainTransform`: a function of an image, its labels and a generator."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ Augment = Callable[[Tensor, Tensor, Generator], tuple[Tensor, Tensor]]
 
 
 class OwnAugmentation(nn.Module):
-    """A `Sample` through a function of somebody's own, whose result is checked.
+    """Applies a function of your own to a `Sample` and checks its result.
 
-    Whatever the function draws, from its generator or from the global ones of torch, numpy and Python, depends on
-    torch's global generator alone, so that a sample's seed decides it. For other sources of random numbers there is
+    The function may draw from its generator or from the global ones of torch, numpy and Python. All of them are seeded
+    from torch's global generator, which a sample's seed determines. Seed any other source of random numbers with
     ``generator.initial_seed()``.
 
     Example:
@@ -50,7 +50,7 @@ class OwnAugmentation(nn.Module):
     Args:
         function: see `Augment`; it gets plain tensors that it may change.
         spec: of the data set, for its labels.
-        name: for messages; by default that of the function.
+        name: in messages; by default the name of the function.
     """
 
     def __init__(self, function: Augment, spec: DatasetSpec, name: str = "") -> None:
@@ -77,7 +77,7 @@ class OwnAugmentation(nn.Module):
         return Sample(as_image(changed[0].as_subclass(Tensor)), as_mask(changed[1].as_subclass(Tensor)), sample.name)
 
     def _problem(self, changed: object, image: Tensor, mask: Tensor) -> str:
-        """What is wrong with what the function returned for these, in words."""
+        """Describe what is wrong with the result of the function; empty if nothing is."""
         if not (isinstance(changed, tuple | list) and len(changed) == 2):
             return f"returned {_kind(changed)}; return the image and the labels, as a pair"
         for what, given, found in (("image", image, changed[0]), ("labels", mask, changed[1])):
@@ -90,8 +90,8 @@ class OwnAugmentation(nn.Module):
         if not known.all():
             unknown = int(labels[~known][0])
             return (
-                f"returned the label {unknown}; labels are 0 to {self.spec.num_classes - 1}, and {ignored} where "
-                "ignored: interpolate labels by nearest alone"
+                f"returned the label {unknown}; labels are 0 to {self.spec.num_classes - 1}, and {ignored} for "
+                "ignored pixels; interpolate labels by nearest only"
             )
         return ""
 
@@ -104,8 +104,8 @@ class OwnAugmentation(nn.Module):
             pickle.dumps(self.function)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise ValueError(
-                f"the augmentation {self.name} cannot be sent to processes that read ({error}); define it in a module, "
-                "outside of other functions, or set num_workers to 0"
+                f"the augmentation {self.name} cannot be sent to the worker processes ({error}); define it in a "
+                "module, outside of other functions, or set num_workers to 0"
             ) from error
         return self.__dict__
 
@@ -128,8 +128,8 @@ def find_augment(name: str) -> Augment:
         ) from error
     if not callable(found):
         raise ValueError(
-            f"data.augment {name!r}: {where} has no function that is called {attribute}; give one that was defined in "
-            "a program or a notebook as train(..., augment=...)"
+            f"data.augment {name!r}: {where} has no function {attribute}; pass a function of a script or a notebook "
+            "as train(..., augment=...)"
         )
     function: Augment = found
     return function
@@ -144,7 +144,7 @@ def augment_name(function: Augment) -> str:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Python's and numpy's global generators start from ``seed``, and go on afterwards as if nothing had been drawn."""
+    """Python's and numpy's global generators start from ``seed``, and are restored afterwards."""
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - what libraries draw from
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002

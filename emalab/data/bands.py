@@ -1,14 +1,14 @@
 """Images of any number of channels: arrays of numpy (.npy), TIFFs of several bands, and grey photographs.
 
 - `.npy` holds an array (h, w, c), or (h, w) for one channel, uint8 or uint16.
-- A TIFF holds its bands in one page, interleaved or one after the other: 2 and more of grey (photometric MinIsBlack),
-  or RGB and more. Its fourth channel is one of four, whatever it is called: programs write near infrared as opacity.
-  Only opacity that the file calls associated is none, nor what lies beside grey as opacity. tifffile reads the bands.
-- All other files are photographs: RGB, or grey where one channel is wanted (ITU-R 601's luma of colors).
+- A TIFF has its bands in one page, interleaved or one after the other: two or more gray ones (photometric MinIsBlack),
+  or RGB and further ones. A fourth channel counts even if the file marks it as opacity, because programs write near
+  infrared in this way. Only RGB with associated opacity, and gray with opacity, are photographs. tifffile reads bands.
+- All other files are photographs: RGB, or gray if one channel is asked for (ITU-R 601's luma of colors).
 
 Values of 16 bits keep their upper 8, as those of photographs do: v >> (depth − 8). The depth is the file's (TIFF's
-MaxSampleValue, or else 16), or ``bits``. An image that would come out nearly black for want of its true depth is
-refused; so are floating point and negative values, which have no agreed range.
+MaxSampleValue, or else 16), or ``bits``. An image that would be nearly black, because its true depth is smaller, is
+refused. So are floating-point and signed values, which have no agreed range.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ _ASSOCIATED, _UNASSOCIATED = 1, 2  # opacity
 
 
 class ImageHeader(NamedTuple):
-    """What an image file says before its pixels are read."""
+    """Size and channels of an image file, known before its pixels are read."""
 
     width: int
     height: int
     channels: int
     """3 for every photograph, also a grey one."""
     is_photograph: bool
-    """Whether `emalab.data.images` reads it, in RGB; else it has bands."""
+    """Whether `emalab.data.images` reads it, as RGB; otherwise it has bands."""
 
 
 class _Bands(NamedTuple):

@@ -1,4 +1,4 @@
-"""Images and masks of one's own: a folder of them, and a few lines of YAML that say what the masks mean.
+"""Images and masks of one's own: a folder of them, and a few lines of YAML that define what the masks mean.
 
 The folder holds images of any size, and for each a mask under the same name and of the same size. Images are
 photographs, or have any number of channels as `emalab.data.bands` reads them: arrays in .npy files, and TIFFs.
@@ -20,9 +20,9 @@ be predicted but not trained on. Without folders a fifth of the images is kept f
     bits: 12                                              # depth of images whose files do not state it
     max_megapixels: 200                                   # of the largest file that is opened; 100 by default
 
-Masks of 8 bits hold up to 256 values, masks of 16 bits 65536: PNG, TIFF and BMP in grey. Without `ignore`, 255 is left
-out, or 65535 where a class has a value above 255, unless that is a class itself. There can be 65534 classes. With up to
-254 of them labels are uint8 once they are loaded, and ignored pixels are 255; with more they are int32, and 65535.
+Masks in gray (PNG, TIFF, BMP) have 8 or 16 bits. Without `ignore`, the ignored value is 255, or 65535 if a class has a
+value above 255, unless that value is a class. Up to 65534 classes are possible. With up to 254, loaded labels are uint8
+and ignored pixels 255; with more, labels are int32 and ignored pixels 65535.
 
 Where commands and recipes take the name of a data set, they take `roofs/` or `roofs/classes.yaml`.
 """
@@ -131,9 +131,9 @@ def load_folder(
 
 
 def _reading(folder: Path, labels: FolderLabels) -> Reading:
-    """How files become pixels: with the channels that are stated, or else with those of the first file with bands.
+    """How files become pixels: with the number of channels that is stated, or else that of the first file with bands.
 
-    Three that are stated are RGB, also of a TIFF with a fourth, as those of photographs.
+    Three stated channels are RGB; a fourth one of a TIFF is then dropped.
     """
     reading = labels.reading
     if labels.channels is not None:

@@ -20,7 +20,7 @@ CLASSES_FILE = "classes.yaml"
 """Where a folder says what its masks mean."""
 
 MAX_CLASSES = 65534
-"""As many as 16 bits hold beside the label of ignored pixels and one that stands for none."""
+"""All values of 16 bits but two: the label of ignored pixels, and one that marks unknown values."""
 
 _MAX_BYTES = 1 << 21  # of classes.yaml; as many names as are possible fit
 

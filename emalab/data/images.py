@@ -78,9 +78,9 @@ class Reading:
             None turns them, and refuses an image whose turn may or may not apply to its mask.
         bits: depth of grey images of more than 8 bits; None for that in the file.
         max_pixels: height × width of the largest image that is opened.
-        channels: of every image: 3 for RGB, 1 for grey, or as many as `emalab.data.bands` reads. None is RGB that also
-            takes a TIFF of four channels, without its fourth.
-        reason: why it is so many, for messages; such as "as classes.yaml says".
+        channels: of every image: 3 for RGB, 1 for grey, or as many as `emalab.data.bands` reads. With None, images
+            are RGB, and a fourth channel of a TIFF is dropped.
+        reason: where this number comes from, for messages; such as "as classes.yaml says".
 
     Raises:
         ValueError: bits out of range.

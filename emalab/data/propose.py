@@ -68,7 +68,7 @@ class Proposal:
         if not absent:
             return []
         last = len(labels.classes) - 1
-        return [f"# No mask holds {len(absent)} of the values 0 to {last}; they are taken for rare classes."]
+        return [f"# {len(absent)} of the values 0 to {last} occur in no mask; they are assumed to be rare classes."]
 
     def _class_lines(self) -> list[str]:
         """The names in one line, or, where they are many, in a line each with what masks store for it."""

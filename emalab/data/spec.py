@@ -6,9 +6,9 @@ Color = tuple[int, int, int]
 
 
 def ignored_label(num_classes: int) -> int:
-    """The label of ignored pixels beside so many classes: the largest of the type that holds them all, 255 or 65535.
+    """The label of ignored pixels for so many classes: 255 for up to 254, and 65535 for more.
 
-    The one below it marks what is no label while files are read: 254 classes fit into 8 bits, and 65534 into 16.
+    The label below it, 254 or 65534, marks unknown values while files are read.
     """
     return 255 if num_classes <= 254 else 65535
 
@@ -25,12 +25,12 @@ class DatasetSpec:
         splits: names of the lists of images.
         source: the release that the labels come from, and its terms.
         ignore_index: label value of pixels that neither train nor count: 255, or 65535 beside more than 254 classes.
-            Masks are uint8 with the one, and int32 with the other.
+            Masks are uint8 with 255, and int32 with 65535.
         report_name: name of the headline score.
         report_classes: classes that the headline score averages over; empty for all of them.
         split_sizes: published number of images of each split; empty where none is published.
         unlabeled_splits: names of the lists of images whose labels the benchmark keeps to itself.
-        channels: of every image: 3 for RGB, 1 for grey, or as many as there are bands.
+        channels: of every image: 3 for RGB, 1 for gray, or the number of bands.
         bits: depth of images of more than 8 bits, where their files do not state it.
 
     Raises:

@@ -26,7 +26,7 @@ class TrainTransform(nn.Module):
     The image is scaled by s and a crop is taken of it; where the scaled image is smaller than the crop, it lies at
     a random place in it and the rest is padding. As scaling is the larger part of the work, the crop window is
     chosen in the source and only that is scaled: the same up to rounding the window to whole source pixels. A rotation
-    turns the image about the center of what the crop shows of it, and fills what then lies beyond the image as padding.
+    turns the image about the center of the region that the crop shows; pixels beyond the image become padding.
 
     Args:
         crop_size: (height, width) of the result, in pixels.
@@ -35,8 +35,8 @@ class TrainTransform(nn.Module):
         flip: probability of a mirror image.
         photometric: strength of the color distortion, 0 for none. Brightness, contrast and saturation change by
             factors in 1 ± strength, hue by up to strength/10 of a full turn; 0.5 is DeepLab's and mmseg's usual one.
-            Images of other than three channels have no saturation and no hue: brightness and contrast change.
-        mean_fill: value in 0–1 of each of c channels in the padding; with the mean of `Normalize`, padding is 0 for the
+            Of images with other than three channels, only brightness and contrast change.
+        mean_fill: value of the padding in each channel, in 0–1; with the mean of `Normalize`, padding is 0 for the
             network.
         ignore_index: label of the padding; above 255, masks are int32.
         rotation: the angle is uniform in −rotation … rotation, in degrees.
@@ -157,15 +157,15 @@ def _scaled_window(image: Tensor, mask: Tensor, rows: _Window, columns: _Window)
 def turned_crop(
     image: Tensor, mask: Tensor, windows: tuple[_Window, _Window], crop_size: tuple[int, int], angle: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A crop of an image that is scaled, then turned about the center of what the crop shows of it without the turn.
+    """A crop of a scaled image that is turned about the center of the region in ``windows``.
 
-    One resampling, nearest for labels and bilinear for the image; before it, an image that becomes smaller is reduced
-    with antialiasing, which `torch.nn.functional.grid_sample` lacks.
+    Pixels are resampled once, nearest for labels and bilinear for the image. An image that becomes smaller is first
+    reduced with antialiasing, which `torch.nn.functional.grid_sample` lacks.
 
     Args:
         image: uint8 (c, h, w).
         mask: labels (h, w), of an integer type.
-        windows: of rows and columns, as without a turn.
+        windows: rows and columns of the crop before it is turned.
         crop_size: height and width of the result.
         angle: degrees counterclockwise; 90 is `torch.rot90`.
 

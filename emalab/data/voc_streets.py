@@ -1,9 +1,9 @@
-"""VOC's images with animals, and beside them the street scenes at hand with VOC's labels: more people and backgrounds.
+"""VOC's images with animals, joined with street scenes that have VOC's labels: more people and backgrounds.
 
 Street scenes show no animal that VOC labels, many people and cars, and much that is background. They are CamVid's train
-and val, and every fourth scene of Cityscapes' train at 256×256, so that three of four images are VOC's still. What VOC
-would label otherwise than these releases do (riders and their bicycles are two classes there, trucks are none) is
-ignored.
+and val, and every fourth scene of Cityscapes' train at 256×256, so that about three of four images are VOC's. Objects
+that VOC labels in another way than these releases are ignored: riders and bicycles are two classes in VOC, and trucks
+are not a class.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ VOC_STREETS = replace(
 )
 """``trainaug`` is all, VOC's images first; ``animals`` is VOC's trainaug alone, and ``val`` VOC's val."""
 
-_MEANT = {  # by both releases' names; classes that VOC has not are background
+_MEANT = {  # by both releases' names; classes that VOC lacks are background
     "Car": "car",
     "car": "car",
     "Pedestrian": "person",

@@ -327,7 +327,7 @@ def named_recipe(name: str) -> Recipe:
     """The recipe called ``name``.
 
     Raises:
-        KeyError: no such recipe; the message suggests the nearest names, or a file that is called so.
+        KeyError: no such recipe; the message suggests the nearest names, or a file of that name.
     """
     recipes = _recipes()
     if name not in recipes:

@@ -63,7 +63,7 @@ class DataConfig:
     photometric: float = 0.0
     """Strength of random brightness, contrast, saturation and hue, 0 to 1."""
     rotation: float = 0.0
-    """Largest angle, in degrees, by which an image is turned to either side."""
+    """Largest angle, in degrees, by which an image is rotated to either side."""
     augment: str | None = None
     """A function of your own as "module:function", applied to training crops after the other transforms:
     (image uint8 (c, h, w), labels (h, w), torch.Generator) → (image, labels), of the same sizes and types."""
@@ -91,7 +91,7 @@ class LossConfig:
     lovasz_weight: float = 0.0
     """Weight of the Lovász loss, which is added."""
     lovasz: LovaszErrors = "softmax"
-    """Errors that the Lovász loss takes: 1 − probability ("softmax"), or 1 − margin of logits, if above 0 ("hinge")."""
+    """Pixel errors in the Lovász loss: 1 − probability ("softmax"), or max(0, 1 − margin of the logits) ("hinge")."""
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -146,8 +146,8 @@ class OptimConfig:
     freeze_batch_norm: bool = False
     """Keep batch norm at its running statistics during training."""
     average: float = 0.0
-    """Decay of a running average of the weights, which is then what is scored, kept and released: about 1/(1 − decay)
-    steps count. 0 for none; usually 0.999."""
+    """Decay of a running average of the weights, which is scored and saved in place of the last weights. It covers
+    about 1/(1 − decay) steps. 0 for no average; usually 0.999."""
 
 
 @dataclass(frozen=True)
@@ -282,12 +282,12 @@ class Recipe:
 
 
 def _check_batches(name: str, optim: OptimConfig) -> None:
-    """Refuse a number of images that batch norm or the micro-batches of a step cannot do with."""
+    """Refuse a batch that is too small for batch norm, or cannot be divided into equal micro-batches."""
     size, parts = optim.batch_size, optim.accumulate_grad_batches
     if size % parts:
         raise SettingError(
-            f"recipe {name}: optim.batch_size {size} cannot be divided into optim.accumulate_grad_batches {parts} "
-            "micro-batches of one size"
+            f"recipe {name}: optim.batch_size {size} cannot be divided into {parts} micro-batches of equal size "
+            "(optim.accumulate_grad_batches)"
         )
     if size // parts < 2 and not optim.freeze_batch_norm:
         smaller = f" in {parts} micro-batches" if parts > 1 else ""
@@ -299,8 +299,8 @@ def _check_batches(name: str, optim: OptimConfig) -> None:
     if parts > 1 and loss.class_weights and loss.hardest < 1 and optim.loss_average == "valid":
         raise SettingError(
             f"recipe {name}: with optim.accumulate_grad_batches {parts}, optim.loss.class_weights and "
-            "optim.loss.hardest do not combine, because what to divide by is known only after the last micro-batch; "
-            "set optim.loss_average to all, or leave one of them out"
+            "optim.loss.hardest cannot be combined: the weights of the hardest pixels are known only after "
+            "the last micro-batch; set optim.loss_average to all, or leave one of them out"
         )
 
 
@@ -359,7 +359,7 @@ def setting_names() -> list[str]:
 
 
 def field_hint(path: str) -> str:
-    """What is probably meant by a field that there is not, as "did you mean 'optim.lr'? "; empty without an idea."""
+    """A suggestion for an unknown field, such as "did you mean 'optim.lr'? "; empty if no name is similar."""
     fields = setting_names()
     known = dict.fromkeys([*fields, *(name.rpartition(".")[0] for name in fields)])
     leaves = {name.rpartition(".")[2] for name in known} - {""}

@@ -56,7 +56,7 @@ def is_recipe_file(name: str | Path) -> bool:
 
 
 def read_recipe_file(path: Path, allow_code: Collection[str] | None = ()) -> Recipe:
-    """The recipe in a YAML file; without a ``name`` it is called like the file.
+    """The recipe in a YAML file; its name is that of the file unless the file sets ``name``.
 
     Args:
         path: the file.
@@ -66,7 +66,7 @@ def read_recipe_file(path: Path, allow_code: Collection[str] | None = ()) -> Rec
     Raises:
         FileNotFoundError: no such file, or none of its base.
         ValueError: not YAML, a field that recipes do not have, a value that its field does not allow, neither a base
-            nor everything, or code that is not allowed. The message is one line that names the file.
+            nor all sections, or code that is not allowed. The message is one line that names the file.
     """
     recipe = _read(path, ())
     if allow_code is not None:
@@ -99,7 +99,7 @@ def _code(recipe: Recipe) -> dict[str, str]:
 
 
 def check_file_name(what: str, name: str) -> None:
-    """Raise `ValueError` "WHAT cannot be called …" for a name that would make no folder, or one in another place."""
+    """Raise `ValueError` "WHAT cannot be called …" for a name that is not valid as the name of a folder."""
     if not _FILE_NAME.fullmatch(name):
         raise ValueError(f"{what} cannot be called {name!r:.80}; take letters and digits, with . _ - between")
 
@@ -116,7 +116,7 @@ def recipe_to_yaml(recipe: Recipe) -> str:
     named = _is_named(recipe)
     for key in ("name", "published", *(("summary", "notes") if named else ())):
         del values[key]
-    head = f"# Settings that are deleted here are those of the base.\nbase: {recipe.name}\n\n" if named else ""
+    head = f"# A line that is deleted gets its value from the base.\nbase: {recipe.name}\n\n" if named else ""
     return head + yaml.dump(values, Dumper=_dumper(), sort_keys=False, allow_unicode=True, width=100)
 
 
@@ -148,7 +148,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> Recipe:
         raise ValueError(f"{path}: is its own base; name a recipe of `emalab recipes`")
     values = read_yaml(path, "a recipe's YAML")
     if not isinstance(values, dict) or not values:
-        raise ValueError(f"{path}: holds no recipe; it is to begin like this: base: shapes-tiny")
+        raise ValueError(f"{path}: contains no recipe; begin, for example, with base: shapes-tiny")
     base = values.pop("base", None)
     if base is None and (missing := [key for key in _NEEDED if not any(_is_in(key, name) for name in values)]):
         raise ValueError(f"{path}: has neither a base nor {missing[0]!r}; name a recipe, as in base: shapes-tiny")

@@ -128,7 +128,7 @@ def returns(result: Callable[[Tensor, Tensor], Any]) -> Any:
         (lambda image, mask: (image[:, 1:], mask), r"image uint8 of 3 × 63 × 64; they must stay uint8 of 3 × 64 × 64"),
         (lambda image, mask: (image, mask[None]), r"labels uint8 of 1 × 64 × 64; they must stay uint8 of 64 × 64"),
         (lambda image, mask: (image, mask.long()), r"labels int64 of 64 × 64; they must stay uint8 of 64 × 64"),
-        (lambda image, mask: (image, mask.fill_(7)), r"the label 7; labels are 0 to 4, and 255 where ignored"),
+        (lambda image, mask: (image, mask.fill_(7)), r"the label 7; labels are 0 to 4, and 255 for ignored pixels"),
         (lambda image, mask: 1 // 0, r"failed with ZeroDivisionError: .* \(test_augmentation\.py, line \d+\)"),
     ],
 )
@@ -174,7 +174,7 @@ def test_what_cannot_be_sent_to_other_processes() -> None:
     data = scenes(1)
     transform = OwnAugmentation(lambda image, mask, _: (image, mask), data.spec)
     loader = DataLoader(AugmentedDataset(data, transform), num_workers=1, multiprocessing_context="spawn")
-    with pytest.raises(ValueError, match=r"<lambda> cannot be sent to processes that read .*; define it in a module"):
+    with pytest.raises(ValueError, match=r"<lambda> cannot be sent to the worker processes .*; define it in a module"):
         next(iter(loader))
 
 
@@ -200,9 +200,9 @@ class TestNames:
         ("name", "message"),
         [
             ("no_such_module:f", r"data\.augment 'no_such_module:f' cannot be imported: No module named .*PYTHONPATH"),
-            ("emalab.data.augmentation:nothing", r"has no function that is called nothing; .*train\(\.\.\., augment="),
-            ("emalab.data.augmentation:__doc__", r"has no function that is called __doc__"),
-            (f"{__name__}:returns.<locals>.wrong", r"has no function that is called returns\.<locals>\.wrong"),
+            ("emalab.data.augmentation:nothing", r"has no function nothing; .*train\(\.\.\., augment="),
+            ("emalab.data.augmentation:__doc__", r"has no function __doc__"),
+            (f"{__name__}:returns.<locals>.wrong", r"has no function returns\.<locals>\.wrong"),
         ],
     )
     def test_what_is_not_there(self, name: str, message: str, tmp_path: Path) -> None:

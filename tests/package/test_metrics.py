@@ -135,7 +135,7 @@ class TestManyClasses:
         assert metric._counts.numel() == 3 * 1500
 
     def test_the_matrix_is_refused(self) -> None:
-        with pytest.raises(ValueError, match=r"many has 1500 classes; the confusion matrix is kept up to 1024, comp"):
+        with pytest.raises(ValueError, match=r"many has 1500 classes; the confusion matrix is kept for up to 1024;"):
             SegmentationMetric(self.SPEC).confusion()
 
     def test_label_of_no_class(self) -> None:

@@ -140,7 +140,7 @@ def test_everything(tmp_path: Path):
         ("a: &a [x, x]\nclasses: [*a, *a]", r"cannot be read as YAML \(aliases \(\*name\) are not used here; .*line 2"),
         ("classes: 2001-99-99", r"cannot be read as YAML \(month must be in 1\.\.12"),
         ("[" * 5000, r"cannot be read as YAML \(nested too deeply\)"),
-        ("#" * 2_100_000, "has 2100000 bytes; a few lines of YAML are expected"),
+        ("#" * 2_100_000, "has 2100000 bytes, at most 2097152 are read; it must contain a few lines of YAML"),
         ("classes: [yes, no]", r'classes\[0\] is True, not a name; .*"quotes"'),
         ("classes: [a, b, a]", "classes has 'a' twice"),
         ("classes: [a, b]\nvalues: [1]", "values has 1 entries for 2 classes"),
@@ -182,7 +182,7 @@ def test_several_values_for_one_class(root: Path):
 def test_yaml_that_is_no_file(root: Path):
     (root / "classes.yaml").unlink()
     (root / "classes.yaml").mkdir()
-    with pytest.raises(DataError, match=r"classes\.yaml: is no file; it must be one of a few lines of YAML"):
+    with pytest.raises(DataError, match=r"classes\.yaml: is not a regular file; it must contain a few lines of YAML"):
         get_spec(f"{root}/")
 
 

@@ -92,7 +92,7 @@ def test_16_bits(tmp_path: Path, values: tuple[int, ...], classes: int, stored: 
 
 def test_values_in_between(tmp_path: Path):
     text = propose_labels(make_wide(tmp_path, *range(0, 300, 3))).text
-    assert "# No mask holds 198 of the values 0 to 297; they are taken for rare classes.\nclasses:\n" in text
+    assert "# 198 of the values 0 to 297 occur in no mask; they are assumed to be rare classes.\nclasses:\n" in text
     assert "No mask holds" not in propose_labels(make_wide(tmp_path, *range(300))).text
 
 
