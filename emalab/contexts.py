@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib import import_module
 
 from torch import nn
 
 from emalab.modules import EMAU, ConvNormAct, NonLocal2d
+from emalab.own_code import find_own
 from emalab.pyramid import PyramidPooling
 from emalab.segmenter_config import SegmenterConfig
 
@@ -39,14 +39,8 @@ def build_context(config: SegmenterConfig, channels: int) -> tuple[nn.Module, nn
 
 def _own_context(name: str, channels: int) -> nn.Module:
     """A class "module:Class" of somebody's own, built for so many channels."""
-    where, _, attribute = name.partition(":")
-    try:
-        found = getattr(import_module(where), attribute, None)
-    except ImportError as error:
-        raise ValueError(
-            f"context {name!r} cannot be imported: {error}. Install its package, or put its folder on PYTHONPATH; "
-            "`python -m emalab` looks in the current folder as well"
-        ) from error
+    found = find_own("context", name)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        where, _, attribute = name.partition(":")
         raise ValueError(f"context {name!r}: {where} has no subclass of torch.nn.Module that is called {attribute}")
     return found(channels)

@@ -7,9 +7,6 @@ import random
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import import_module
-from operator import attrgetter
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +16,7 @@ from emalab.data.dataset import Sample
 from emalab.data.errors import DataError
 from emalab.data.spec import DatasetSpec
 from emalab.data.tensors import as_image, as_mask
+from emalab.own_code import find_own, place_in_words
 
 __all__ = ["Augment", "OwnAugmentation", "augment_name", "find_augment"]
 
@@ -69,8 +67,7 @@ class OwnAugmentation(nn.Module):
             with _seeded(seed):
                 changed = self.function(image.clone(), mask.clone(), Generator().manual_seed(seed))
         except Exception as error:
-            inside = traceback.extract_tb(error.__traceback__)[1:2]
-            where = "".join(f" ({Path(frame.filename).name}, line {frame.lineno})" for frame in inside)
+            where = place_in_words(traceback.extract_tb(error.__traceback__)[1:2])
             raise self._error(sample, f"failed with {type(error).__name__}: {error}{where}") from error
         if problem := self._problem(changed, image, mask):
             raise self._error(sample, problem)
@@ -83,6 +80,8 @@ class OwnAugmentation(nn.Module):
         for what, given, found in (("image", image, changed[0]), ("labels", mask, changed[1])):
             if not isinstance(found, Tensor):
                 return f"returned {_kind(found)} for the {what}; return a tensor"
+            if found.layout != torch.strided:
+                return f"returned {what} as a tensor of the layout {found.layout}; return it dense (.to_dense())"
             if found.dtype != given.dtype or found.shape != given.shape or found.device != given.device:
                 return f"returned {what} {_tensor(found)}; they must stay {_tensor(given)}"
         labels, ignored = changed[1].as_subclass(Tensor), self.spec.ignore_index
@@ -116,17 +115,9 @@ def find_augment(name: str) -> Augment:
     Raises:
         ValueError: the module cannot be imported, or has no such function.
     """
-    where, _, attribute = name.partition(":")
-    try:
-        found = attrgetter(attribute)(import_module(where))
-    except AttributeError:
-        found = None
-    except ImportError as error:
-        raise ValueError(
-            f"data.augment {name!r} cannot be imported: {error}. Install its package, or put its folder on PYTHONPATH; "
-            "`python -m emalab` looks in the current folder as well"
-        ) from error
+    found = find_own("data.augment", name)
     if not callable(found):
+        where, _, attribute = name.partition(":")
         raise ValueError(
             f"data.augment {name!r}: {where} has no function {attribute}; pass a function of a script or a notebook "
             "as train(..., augment=...)"

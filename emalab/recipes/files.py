@@ -14,6 +14,7 @@ trains it. Checkpoints and records hold the whole recipe, so that the file is no
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
@@ -27,6 +28,7 @@ from emalab.recipes.config import Recipe, recipe_to_dict
 __all__ = ["check_file_name", "get_recipe", "is_recipe_file", "read_recipe_file", "recipe_to_yaml", "refuse_code"]
 
 _FILE_NAME = re.compile(r"\w[\w. +=-]*")
+_MOST_BASES = 32  # one above the other
 _NEEDED = ("data", "model", "optim")  # of a recipe without a base
 
 
@@ -144,20 +146,25 @@ def _read(path: Path, above: tuple[Path, ...]) -> Recipe:
     """The recipe in ``path``, which the files ``above`` are based on."""
     from emalab.yaml_files import read_yaml
 
-    if path.resolve() in above:
+    here = Path(os.path.realpath(path))  # Path.resolve fails where links form a loop
+    if here in above:
         raise ValueError(f"{path}: is its own base; name a recipe of `emalab recipes`")
+    if len(above) > _MOST_BASES:
+        raise ValueError(f"{path}: more than {_MOST_BASES} files are based on one another; join some of them")
     values = read_yaml(path, "a recipe's YAML")
     if not isinstance(values, dict) or not values:
         raise ValueError(f"{path}: contains no recipe; begin, for example, with base: shapes-tiny")
     base = values.pop("base", None)
     if base is None and (missing := [key for key in _NEEDED if not any(_is_in(key, name) for name in values)]):
         raise ValueError(f"{path}: has neither a base nor {missing[0]!r}; name a recipe, as in base: shapes-tiny")
-    if not isinstance(base, str | None):
+    if not isinstance(base, str | None) or not (base or "").isprintable():
         raise ValueError(f"{path}: base must be the name of a recipe, or a .yaml file; got {base!r:.60}")
     if base is None:
         start = Recipe()
     elif is_recipe_file(base):
-        start = _read(path.parent / base, (*above, path.resolve()))
+        if not (path.parent / base).exists():
+            raise FileNotFoundError(f"{path}: there is no file {path.parent / base}, which it names as its base")
+        start = _read(path.parent / base, (*above, here))
     else:
         try:
             start = named_recipe(base)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from test_trainer import assert_same, final_state
-from tiny import CPU, scenes, short_train, tiny_recipe
+from tiny import CPU, scenes, short_train, tiny_recipe, tiny_segmenter
 from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision import tv_tensors
@@ -128,6 +128,10 @@ def returns(result: Callable[[Tensor, Tensor], Any]) -> Any:
         (lambda image, mask: (image[:, 1:], mask), r"image uint8 of 3 × 63 × 64; they must stay uint8 of 3 × 64 × 64"),
         (lambda image, mask: (image, mask[None]), r"labels uint8 of 1 × 64 × 64; they must stay uint8 of 64 × 64"),
         (lambda image, mask: (image, mask.long()), r"labels int64 of 64 × 64; they must stay uint8 of 64 × 64"),
+        (
+            lambda image, mask: (image.to_sparse(), mask),
+            r"image as a tensor of the layout torch\.sparse_coo; return it",
+        ),
         (lambda image, mask: (image, mask.fill_(7)), r"the label 7; labels are 0 to 4, and 255 for ignored pixels"),
         (lambda image, mask: 1 // 0, r"failed with ZeroDivisionError: .* \(test_augmentation\.py, line \d+\)"),
     ],
@@ -209,6 +213,24 @@ class TestNames:
         with pytest.raises(ValueError, match=message):
             Trainer(tiny_recipe(data={"augment": name}), tmp_path / "run", CPU)
         assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize(
+        ("code", "reason"),
+        [
+            ("x = [\n1 / 0]", r"ZeroDivisionError: division by zero \(broken\.py, line 2\)"),
+            ("def f(:", r"SyntaxError: .* \(broken\.py, line 1\)"),
+            ("raise RuntimeError('two\\nlines')", r"RuntimeError: two lines \(broken\.py, line 1\)"),
+        ],
+    )
+    def test_code_that_fails(self, code: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An augmentation and a context module; both were a traceback."""
+        (tmp_path / "broken.py").write_text(code)
+        monkeypatch.syspath_prepend(tmp_path)
+        message = f"'broken:f' cannot be imported: its code failed with {reason}$"
+        with pytest.raises(ValueError, match=f"^data\\.augment {message}"):
+            find_augment("broken:f")
+        with pytest.raises(ValueError, match=f"^context {message}"):
+            tiny_segmenter(context="broken:f")
 
 
 class TestTraining:

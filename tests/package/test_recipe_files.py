@@ -114,7 +114,8 @@ class TestMistakes:
             ("base: shapes-tny", "no recipe 'shapes-tny'; did you mean shapes-tiny"),
             ("base: [shapes-tiny]", "base must be the name of a recipe, or a .yaml file; got ['shapes-tiny']"),
             ("base: bad.yaml", "is its own base"),
-            ("base: gone.yaml", "there is no file gone.yaml"),
+            ("base: gone.yaml", "bad.yaml: there is no file gone.yaml, which it names as its base"),
+            ('base: "\\0.yaml"', "bad.yaml: base must be the name of a recipe, or a .yaml file; got '\\x00.yaml'"),
             ("optim.lr: 1", "has neither a base nor 'data'; name a recipe, as in base: shapes-tiny"),
             ("- a", "contains no recipe; begin, for example, with base: shapes-tiny"),
             ("", "contains no recipe"),
@@ -146,6 +147,23 @@ class TestMistakes:
         assert "there is no file gone.yaml" in error_of(capsys, "train", "gone.yaml")
         (tmp_path / "mine.yaml").write_text("base: shapes-tiny")
         assert "no recipe 'mine'; did you mean mine.yaml?" in error_of(capsys, "train", "mine")
+
+    def test_bases_without_end(self, tmp_path: Path) -> None:
+        """Files in a circle, links in a circle, and a thousand files one on the other."""
+        for i in range(1000):
+            (tmp_path / f"{i}.yaml").write_text(f"base: {i + 1}.yaml")
+        with pytest.raises(ValueError, match=r"/33\.yaml: more than 32 files are based on one another"):
+            read_recipe_file(tmp_path / "0.yaml")
+        (tmp_path / "33.yaml").write_text("base: shapes-tiny")
+        with pytest.raises(ValueError, match="more than 32 files"):
+            read_recipe_file(tmp_path / "0.yaml")
+        assert read_recipe_file(tmp_path / "1.yaml").name == "1"
+        (tmp_path / "5.yaml").write_text(f"base: ../{tmp_path.name}/3.yaml")
+        with pytest.raises(ValueError, match=r"/3\.yaml: is its own base"):
+            read_recipe_file(tmp_path / "3.yaml")
+        (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+        with pytest.raises(OSError, match=r"loop\.yaml"):
+            read_recipe_file(tmp_path / "loop.yaml")
 
     def test_code_needs_leave(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
