@@ -124,10 +124,10 @@ def soft_dice(logits: Tensor, targets: Tensor, labeled: Tensor) -> Tensor:
 def lovasz(logits: Tensor, targets: Tensor, labeled: Tensor, errors: LovaszErrors = "softmax") -> Tensor:
     """The Lovász extension of 1 − IoU of each class in each image, averaged. Berman et al., CVPR 2018.
 
-    If the pixels M are wrong about class c, whose pixels are Y, 1 − IoU is Δ(M) = |M| / |Y ∪ M|. The extension of Δ to
-    errors m ≥ 0 of pixels is Σ m_i (Δ(the i largest) − Δ(the i − 1 largest)), with m in falling order (equations 8 and
-    9 of the paper). The mean is over the classes that an image has, then over the images; an image without labels adds
-    0.
+    If the pixels M are wrong about class c, whose pixels are Y, 1 − IoU is Δ(M) = #M / #(Y ∪ M), where # counts
+    pixels. The extension of Δ to errors m ≥ 0 of pixels is Σ m_i (Δ(the i largest) − Δ(the i − 1 largest)), with m in
+    falling order (equations 8 and 9 of the paper). The mean is over the classes that an image has, then over the
+    images; an image without labels adds 0.
 
     Args:
         logits: (b, classes, h, w), of at least two classes.
