@@ -53,7 +53,7 @@ def predict(
         model: on the device to use; evaluation mode, whatever mode it is in (restored afterwards).
         photo: the path of a file; an image that PIL has opened; an RGB array (h, w, 3); or an RGB tensor (3, h, w).
             Arrays and tensors are uint8 in 0–255 or floating point in 0…1, as torchvision has them, never normalized.
-            Files and PIL images may be grey, palette, CMYK, transparent or rotated. A network for c other channels
+            Files and PIL images may be gray, palette, CMYK, transparent or rotated. A network for c other channels
             takes arrays (h, w, c), tensors (c, h, w), and files as `emalab.data.bands` reads them.
         max_side: shrink the photograph for the network until its longer side has so many pixels (it is never
             enlarged); None for its own size. Objects should appear about as large as in training: the shipped network

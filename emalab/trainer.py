@@ -164,8 +164,8 @@ class Trainer:
     # Set-up
 
     def _split(self, split: str) -> LabeledImages:
-        data, grey = self.recipe.data, self.recipe.model.in_channels == 1
-        return load_dataset(data.name, split, self.options.data_root, data.scenes, grey=grey)
+        data, gray = self.recipe.data, self.recipe.model.in_channels == 1
+        return load_dataset(data.name, split, self.options.data_root, data.scenes, gray=gray)
 
     def _resume(self) -> None:
         recipe, state = load_training_state(self.last)

@@ -34,7 +34,7 @@ def colorize(labels: NDArray[np.integer], spec: DatasetSpec) -> NDArray[np.uint8
 
 
 def save_confidence(confidence: NDArray[np.float32], path: Path) -> None:
-    """Write probabilities (h, w) in [0, 1] as a grey PNG: black is 0, white is 1, in steps of 1/255."""
+    """Write probabilities (h, w) in [0, 1] as a gray PNG: black is 0, white is 1, in steps of 1/255."""
     save_picture(Image.fromarray(np.rint(confidence * 255).astype(np.uint8)), path)
 
 
@@ -51,7 +51,7 @@ def save_probabilities(probabilities: NDArray[np.floating], spec: DatasetSpec, p
 def save_labels(labels: NDArray[np.integer], spec: DatasetSpec, path: Path) -> None:
     """Write labels (h, w) as a palette PNG, like those of VOC: values are class indices, colors the palette's.
 
-    Where the ignored label is above 255, as beside more than 254 classes, the PNG is grey, with 16 bits and no palette.
+    Where the ignored label is above 255, as beside more than 254 classes, the PNG is gray, with 16 bits and no palette.
     """
     if spec.ignore_index > 255:
         image = Image.fromarray(labels.astype(np.uint16))

@@ -213,11 +213,11 @@ def made() -> Collection:
     ]
     disk = Image.new("RGBA", (60, 60))
     ImageDraw.Draw(disk).ellipse((5, 5, 54, 54), fill=(230, 220, 200, 255))
-    grey = Image.new("RGB", (120, 90), (90, 120, 80))
+    gray = Image.new("RGB", (120, 90), (90, 120, 80))
     for name in ("sheep", "horse"):
         entry = {"path": f"disk-{name}", "sha256": name, "class": name}
-        photographs.append((entry, _composites(disk, entry, [grey])))
-    return Collection(photographs, [grey])
+        photographs.append((entry, _composites(disk, entry, [gray])))
+    return Collection(photographs, [gray])
 
 
 def shares(model: Segmenter, photographs: Sequence[Photograph]) -> Shares:

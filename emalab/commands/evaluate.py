@@ -68,8 +68,8 @@ def run(
     model, recipe = load_to_score(checkpoint, output_stride, allow_code)
     scenes = None if data else recipe.data.scenes
     split, root = split or recipe.data.eval_split, data_root or default_data_root()
-    name, grey = data or recipe.data.name, model.config.in_channels == 1
-    dataset = load_dataset(name, split, root, scenes, grey=grey)
+    name, gray = data or recipe.data.name, model.config.in_channels == 1
+    dataset = load_dataset(name, split, root, scenes, gray=gray)
     with processes(device) as own_device:
         scores = evaluate(
             model.to(own_device),

@@ -49,13 +49,13 @@ def run(
     device: Device = "auto",
     allow_code: tuple[str, ...] = (),
 ) -> None:
-    """Label the pixels of photographs. Writes NAME.mask.png (palette PNG, or 16-bit grey for more than 254 classes) and
+    """Label the pixels of photographs. Writes NAME.mask.png (palette PNG, or 16-bit gray for more than 254 classes) and
     NAME.overlay.png (with a legend).
 
     Animated images and videos are labeled frame by frame, and a TIFF of several pages page by page: NAME.masks/ and
     NAME.overlay.webp, .mp4 or .tif; videos need PyAV (pip install av). Files that an earlier run wrote (NAME.mask.png
     and so on) are not taken as photographs. A network for other than three channels takes files like those it was
-    trained on (.npy, TIFFs of several bands, grey photographs); overlays show the first three channels.
+    trained on (.npy, TIFFs of several bands, gray photographs); overlays show the first three channels.
 
     Args:
         photos: files, folders with all that is below them, or patterns in quotes such as ``"day*/*.jpg"``.

@@ -56,7 +56,7 @@ def run(
 
     model, recipe = load_to_score(checkpoint, output_stride, allow_code)
     name, root = data or recipe.data.name, data_root or default_data_root()
-    dataset = load_images(name, split, root, grey=model.config.in_channels == 1)
+    dataset = load_images(name, split, root, gray=model.config.in_channels == 1)
     with processes(device) as own_device:
         handed_in = write_submission(
             model.to(own_device),

@@ -1,4 +1,4 @@
-"""Images of any number of channels: arrays of numpy (.npy), TIFFs of several bands, and grey photographs.
+"""Images of any number of channels: arrays of numpy (.npy), TIFFs of several bands, and gray photographs.
 
 - `.npy` holds an array (h, w, c), or (h, w) for one channel, uint8 or uint16.
 - A TIFF has its bands in one page, interleaved or one after the other: two or more gray ones (photometric MinIsBlack),
@@ -40,7 +40,7 @@ __all__ = ["ImageHeader", "decode_image", "read_header", "viewable"]
 
 _NUMPY = b"\x93NUMPY"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # with + it is a BigTIFF
-_GREY, _RGB = 1, 2  # photometric interpretations
+_GRAY, _RGB = 1, 2  # photometric interpretations
 _WIDTH, _HEIGHT, _PHOTOMETRIC, _SAMPLES, _EXTRA, _MAX_VALUE = 256, 257, 262, 277, 338, 281  # TIFF's tags
 _ASSOCIATED, _UNASSOCIATED = 1, 2  # opacity
 
@@ -51,7 +51,7 @@ class ImageHeader(NamedTuple):
     width: int
     height: int
     channels: int
-    """3 for every photograph, also a grey one."""
+    """3 for every photograph, also a gray one."""
     is_photograph: bool
     """Whether `emalab.data.images` reads it, as RGB; otherwise it has bands."""
 
@@ -104,7 +104,7 @@ def decode_image(source: Path | str | Image.Image, reading: Reading | None = Non
 
 
 def _decode_photograph(source: Path | str | Image.Image, how: Reading) -> DecodedImage:
-    """RGB, or grey where one channel is wanted."""
+    """RGB, or gray where one channel is wanted."""
     if how.channels not in (None, 1, 3):
         with named_errors(
             (getattr(source, "filename", "") or "image") if isinstance(source, Image.Image) else str(source)
@@ -115,7 +115,7 @@ def _decode_photograph(source: Path | str | Image.Image, how: Reading) -> Decode
 
 
 def viewable(pixels: np.ndarray) -> np.ndarray:
-    """Pixels uint8 (h, w, c) as a picture (h, w, 3): the first three channels, or the first one as grey."""
+    """Pixels uint8 (h, w, c) as a picture (h, w, 3): the first three channels, or the first one as gray."""
     if pixels.shape[-1] >= 3:
         return np.ascontiguousarray(pixels[..., :3])
     return np.repeat(pixels[..., :1], 3, axis=2)
@@ -157,7 +157,7 @@ def _tiff_header(path: Path) -> _Bands | None:
         extra, turn = tags.get(_EXTRA) or (), tags.get(ExifTags.Base.Orientation, 1)
     samples, kind = entries[_SAMPLES] or 1, entries[_PHOTOMETRIC]
     plain = 3 if kind == _RGB else 1
-    if kind not in (_GREY, _RGB) or samples == 1 or (kind == _RGB and samples == 3):
+    if kind not in (_GRAY, _RGB) or samples == 1 or (kind == _RGB and samples == 3):
         return None
     if samples == plain + 1 and extra[:1] in ((_ASSOCIATED,), (_UNASSOCIATED,) if plain == 1 else ()):
         return None
@@ -198,7 +198,7 @@ def _as_bytes(values: np.ndarray, stated: int, bits: int | None) -> np.ndarray:
 
 
 def _luma(pixels: np.ndarray) -> np.ndarray:
-    """RGB (h, w, 3) → (h, w, 1); grey stays as it is."""
+    """RGB (h, w, 3) → (h, w, 1); gray stays as it is."""
     return np.array(Image.fromarray(pixels).convert("L"))[..., None]
 
 

@@ -83,7 +83,7 @@ def load_dataset(
     root: Path | str | None = None,
     scenes: SceneSettings | None = None,
     *,
-    grey: bool = False,
+    gray: bool = False,
 ) -> LabeledImages:
     """The samples of one split, read from the disk as they are asked for.
 
@@ -99,7 +99,7 @@ def load_dataset(
         root: the folder that contains the unpacked releases (`camvid/`, `VOCdevkit/`, `coco/`); unused for
             generated data and for folders of one's own.
         scenes: settings of generated scenes that are not to have their defaults.
-        grey: read the photographs of a folder of one's own as grey, in one channel.
+        gray: read the photographs of a folder of one's own as gray, in one channel.
 
     Raises:
         DataError: no such name, split or root, the root does not hold the list of this split, or settings of scenes
@@ -109,16 +109,16 @@ def load_dataset(
     if split_and_part(split)[0] in spec.unlabeled_splits:
         reason = "not in its masks/" if is_folder_name(name) else "not published"
         raise DataError(f"the labels of {name}'s {split} are {reason}; `emalab submit` predicts them")
-    return _load(name, split, spec.splits, root, scenes, grey)
+    return _load(name, split, spec.splits, root, scenes, gray)
 
 
-def load_images(name: str, split: str, root: Path | str | None = None, *, grey: bool = False) -> LabeledImages:
+def load_images(name: str, split: str, root: Path | str | None = None, *, gray: bool = False) -> LabeledImages:
     """Like `load_dataset`, for those who want no labels: also the splits whose labels are not published.
 
     Ask the result for `image(index)`, not for a sample.
     """
     spec = get_spec(name)
-    return _load(name, split, spec.splits + spec.unlabeled_splits, root, grey=grey)
+    return _load(name, split, spec.splits + spec.unlabeled_splits, root, gray=gray)
 
 
 def _load(
@@ -127,7 +127,7 @@ def _load(
     splits: tuple[str, ...],
     root: Path | str | None,
     scenes: SceneSettings | None = None,
-    grey: bool = False,
+    gray: bool = False,
 ) -> LabeledImages:
     whole, part = split_and_part(split)
     if whole not in splits:
@@ -139,11 +139,11 @@ def _load(
                 f"leave it out, or take {' or '.join(SCENES)}"
             )
         return part_of(ShapesDataset(scenes_of(name, scenes), whole), part)
-    return part_of(_entry(name, grey).build(whole, None if root is None else Path(root)), part)
+    return part_of(_entry(name, gray).build(whole, None if root is None else Path(root)), part)
 
 
-def _entry(name: str, grey: bool = False) -> DatasetEntry:
+def _entry(name: str, gray: bool = False) -> DatasetEntry:
     check_name(name)
     if is_folder_name(name):
-        return DatasetEntry(folder_spec(name), lambda split, _: load_folder(name, split, grey=grey))
+        return DatasetEntry(folder_spec(name), lambda split, _: load_folder(name, split, gray=gray))
     return DATASETS[name]

@@ -93,7 +93,7 @@ def folder_spec(root: Path | str, labels: FolderLabels | None = None) -> Dataset
 
 
 def load_folder(
-    root: Path | str, split: str, labels: FolderLabels | None = None, *, grey: bool = False
+    root: Path | str, split: str, labels: FolderLabels | None = None, *, gray: bool = False
 ) -> SegmentationDataset:
     """The samples of one split, sorted by name.
 
@@ -104,7 +104,7 @@ def load_folder(
         root: the folder, or its `classes.yaml`.
         split: a folder in `images/`; where `masks/` has none of this name, only `image(index)` can be asked for.
         labels: what the masks mean; by default what `classes.yaml` says.
-        grey: read photographs as grey, in one channel, unless `labels` has `channels`.
+        gray: read photographs as gray, in one channel, unless `labels` has `channels`.
 
     Raises:
         DataError: as `folder_spec`; no such split, no images in it, an image without a mask, or two files of one name.
@@ -118,7 +118,7 @@ def load_folder(
     absent = folder / "masks" / ("" if layout.names else split)
     pairs = [FilePair(path, files.masks.get(name, absent / f"{name}.png")) for name, path in files.images.items()]
     reading = _reading(folder, labels)
-    if grey and labels.channels is None and reading.channels in (None, 3):
+    if gray and labels.channels is None and reading.channels in (None, 3):
         spec, reading = replace(spec, channels=1), replace(reading, channels=1)
     return SegmentationDataset(
         spec,

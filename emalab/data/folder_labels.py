@@ -29,7 +29,7 @@ _MAX_BYTES = 1 << 21  # of classes.yaml; as many names as are possible fit
 class FolderLabels:
     """What the masks of a folder mean: `classes.yaml`, as a value.
 
-    A mask of grey values or of indices of a palette is read by ``values``, one drawn in RGB, or with a palette of these
+    A mask of gray values or of indices of a palette is read by ``values``, one drawn in RGB, or with a palette of these
     colors alone, by ``colors``.
 
     Args:
@@ -40,8 +40,8 @@ class FolderLabels:
             has a value above 255, unless that is a class.
         orientation: whether masks are drawn on the photographs as viewers show them ("upright") or on the pixels in
             their files ("stored"); None where no photograph has an EXIF orientation that makes a difference.
-        bits: depth of grey photographs and of bands of more than 8 bits, where their files do not state it.
-        channels: of every image: 3 for RGB, 1 for grey, or as many as the bands of its files; None for the number that
+        bits: depth of gray photographs and of bands of more than 8 bits, where their files do not state it.
+        channels: of every image: 3 for RGB, 1 for gray, or as many as the bands of its files; None for the number that
             the first file with bands has, and RGB where all are photographs.
         max_megapixels: size of the largest photograph and mask that is opened; None for 100.
 

@@ -76,9 +76,9 @@ class Reading:
     Args:
         orientation: whether images and masks are turned as their EXIF orientation says ("upright") or taken as stored.
             None turns them, and refuses an image whose turn may or may not apply to its mask.
-        bits: depth of grey images of more than 8 bits; None for that in the file.
+        bits: depth of gray images of more than 8 bits; None for that in the file.
         max_pixels: height × width of the largest image that is opened.
-        channels: of every image: 3 for RGB, 1 for grey, or as many as `emalab.data.bands` reads. With None, images
+        channels: of every image: 3 for RGB, 1 for gray, or as many as `emalab.data.bands` reads. With None, images
             are RGB, and a fourth channel of a TIFF is dropped.
         reason: where this number comes from, for messages; such as "as classes.yaml says".
 
@@ -109,14 +109,14 @@ def open_image(
 ) -> tv_tensors.Image:
     """Any photograph as RGB, the right way up.
 
-    Grey, palette, CMYK and 16-bit images are converted. Transparent ones are laid on white, as viewers show them; the
+    Gray, palette, CMYK and 16-bit images are converted. Transparent ones are laid on white, as viewers show them; the
     fourth channel of a TIFF is dropped, as it is often near infrared (unless the file calls it associated alpha). The
     EXIF orientation is applied.
 
     Args:
         source: a file, or an image that PIL has opened.
         max_pixels: height × width of the largest image that is opened.
-        bits: depth of grey images of more than 8 bits, where the file does not state it, such as 12 for the values
+        bits: depth of gray images of more than 8 bits, where the file does not state it, such as 12 for the values
             0–4095; by default the file's.
 
     Returns:
@@ -374,8 +374,8 @@ def _strip_to_rgb(image: Image.Image, depth: int, opacity: bool) -> np.ndarray:
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or depth > 16:
             raise _Refusal("pixels of 32 bits, or below 0, have no agreed range; save it with 8 or 16 bits.")
-        grey = (values >> (depth - 8)).clip(0, 255).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
+        gray = (values >> (depth - 8)).clip(0, 255).astype(np.uint8)
+        return np.repeat(gray[..., None], 3, axis=2)
     if opacity and image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

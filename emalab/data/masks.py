@@ -1,4 +1,4 @@
-"""Label files: grey, palette or colored images whose pixels are labels, read exactly as they are stored."""
+"""Label files: gray, palette or colored images whose pixels are labels, read exactly as they are stored."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def open_mask(
     A palette image is read as its indices: the colors are for people. Where `colors` are given, an image in RGB is read
     by them, and so is one whose palette has no other colors, as programs write that make an RGB image smaller. Images
     of 1, 2 and 4 bits are read as the numbers that they store, unless the table has none of these but 0; then as the
-    grey that viewers show, 0–255.
+    gray that viewers show, 0–255.
 
     Raises:
         DataError: the file is missing or damaged, holds no labels (floating point, colors without `colors`), or a
@@ -66,7 +66,7 @@ def read_stored(path: Path | str, max_pixels: int = MAX_PIXELS) -> StoredMask:
     with opened(path, max_pixels) as image:
         depth, rawmode = stored_depth(image)
         if "I" in rawmode.partition(";")[2]:
-            raise refuse("its grey is stored inverted (TIFF's WhiteIsZero), so label 0 is ambiguous; save it as PNG.")
+            raise refuse("its gray is stored inverted (TIFF's WhiteIsZero), so label 0 is ambiguous; save it as PNG.")
         if image.info.get("compression") in _LOSSY or image.format in ("JPEG", "MPO"):
             raise refuse("labels are compressed with loss (JPEG or WebP), which changes them; save them as PNG.")
         turn, loaded = load(image)
@@ -96,7 +96,7 @@ def _values(image: Image.Image, depth: int) -> np.ndarray:
     if image.mode == "PA":
         return np.asarray(image.getchannel(0))
     raise refuse(
-        f"labels are stored as {image.mode}, expected one channel (grey of up to 16 bits, or palette) that holds label "
+        f"labels are stored as {image.mode}, expected one channel (gray of up to 16 bits, or palette) that holds label "
         "values, or RGB with a color for each class."
     )
 
@@ -109,12 +109,12 @@ def to_labels(
     if values.ndim == 3 and colors:
         return _to_tensor(_labels_of_colors(values, colors, path, table.dtype))
     if values.ndim == 3:
-        grey = values[..., 0]
-        if not ((grey == values[..., 1]).all() and (grey == values[..., 2]).all()):
+        gray = values[..., 0]
+        if not ((gray == values[..., 1]).all() and (gray == values[..., 2]).all()):
             raise _not_values(path)
         if stored.depth > 8:  # PIL has dropped the lower byte
             raise _too_deep(path)
-        values = grey
+        values = gray
     elif colors and stored.colors is not None and _is_drawn(stored, colors):
         return _to_tensor(_labels_of_colors(stored.colors[values], colors, path, table.dtype))
     elif stored.colors is None and stored.depth < 8 and (table[1 : 2**stored.depth] == nothing).all():

@@ -22,7 +22,7 @@ _IGNORED_WIDE = np.array((255, 255, 255), np.uint8)  # where 255 may be a class
 def write_preview(dataset: LabeledImages, path: Path, count: int = 8) -> None:
     """Write ``count`` images, evenly from the data set, each beside its labels, as one picture.
 
-    Images of other than three channels are shown by the first three, or by the first one in grey.
+    Images of other than three channels are shown by the first three, or by the first one in gray.
 
     Raises:
         DataError: a file that cannot be read.

@@ -20,7 +20,7 @@ from emalab.files import write_atomically
 
 __all__ = ["Proposal", "propose_labels"]
 
-_MANY = 40  # more grey values than this are rather soft edges than classes
+_MANY = 40  # more gray values than this are rather soft edges than classes
 _DENSE = 0.25  # part of 0, 1, … up to the largest that occurs where values of 16 bits are classes, some of them rare
 _IN_LINE = 24  # classes that a proposal names in one line
 _SHOWN = 12  # values that a proposal lists with their share
@@ -107,7 +107,7 @@ def propose_labels(folder: Path, *, num_threads: int | None = None, progress: bo
         counts.update(found)
         kinds.add(ndim)
         if len(kinds) > 1:
-            raise DataError(f"{folder / 'masks'}: some masks are grey and others in colors; bring them into one form.")
+            raise DataError(f"{folder / 'masks'}: some masks are gray and others in colors; bring them into one form.")
         if ndim == 3 and len(counts) > 256:
             raise DataError(
                 f"{folder / 'masks'}: the masks hold more than 256 colors, more like soft edges than classes. JPEG, "
@@ -130,8 +130,8 @@ def _mask_files(folder: Path) -> list[Path]:
 
 
 def _count(path: Path) -> tuple[int, Counter[Stored]]:
-    """Axes of the mask, and pixels of each value or color in it; grey that is stored as RGB counts as grey."""
-    stored = _as_grey(read_stored(path))
+    """Axes of the mask, and pixels of each value or color in it; gray that is stored as RGB counts as gray."""
+    stored = _as_gray(read_stored(path))
     if stored.values.ndim == 2:
         values, counts = np.unique(stored.values, return_counts=True)
         return 2, Counter(dict(zip(values.tolist(), counts.tolist(), strict=True)))
@@ -141,7 +141,7 @@ def _count(path: Path) -> tuple[int, Counter[Stored]]:
     return 3, Counter(dict(zip(colors, counts[:300].tolist(), strict=True)))
 
 
-def _as_grey(stored: StoredMask) -> StoredMask:
+def _as_gray(stored: StoredMask) -> StoredMask:
     values = stored.values
     if values.ndim == 3 and (values == values[..., :1]).all():
         return stored._replace(values=values[..., 0])

@@ -95,8 +95,8 @@ class DatasetSpec:
 
 
 def channels_in_words(channels: int) -> str:
-    """What images of so many channels are called: "RGB", "grey", or such as "of 4 channels"."""
-    return {1: "grey", 3: "RGB"}.get(channels, f"of {channels} channels")
+    """What images of so many channels are called: "RGB", "gray", or such as "of 4 channels"."""
+    return {1: "gray", 3: "RGB"}.get(channels, f"of {channels} channels")
 
 
 def channels_of(count: int) -> str:

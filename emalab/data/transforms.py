@@ -244,7 +244,7 @@ def adjust_colors(image: Tensor, brightness: float, contrast: float, saturation:
         image: uint8 (3, h, w).
         brightness: factor; 1 leaves the image as it is. So for contrast and saturation.
         contrast: factor.
-        saturation: factor; 0 is grey.
+        saturation: factor; 0 is gray.
         hue: part of a full turn, from red toward yellow; 0 leaves the image as it is.
 
     Returns:

@@ -70,7 +70,7 @@ class TestPredictInPython:
             assert np.array_equal(predict(model, photo), expected)
         assert np.array_equal(predict_with_confidence(model, file).labels, expected)
 
-    def test_grey_needs_no_axis_for_its_channel(self) -> None:
+    def test_gray_needs_no_axis_for_its_channel(self) -> None:
         model, values = tiny_segmenter(in_channels=1), pixels(1)
         expected = labels_of(model, values)
         for photo in (values[..., 0], torch.from_numpy(values[..., 0]), Image.fromarray(values[..., 0])):
@@ -96,7 +96,7 @@ class TestPredictInPython:
         [
             (4, pixels(3), ValueError, r"an array must have 4 channels, \(h, w, 4\), with .* got \(24, 32, 3\)"),
             (3, pixels(4), ValueError, r"an array must be RGB, \(h, w, 3\), with .* got \(24, 32, 4\)"),
-            (1, pixels(3), ValueError, r"an array must be grey, \(h, w, 1\), with .* got \(24, 32, 3\)"),
+            (1, pixels(3), ValueError, r"an array must be gray, \(h, w, 1\), with .* got \(24, 32, 3\)"),
             (4, pixels(4)[..., 0], ValueError, r"have 4 channels, \(h, w, 4\), with .* got \(24, 32\)"),
             (
                 5,

@@ -67,7 +67,7 @@ def test_padding_of_crops_is_zero_for_the_network(folder: str, tmp_path: Path) -
     images, masks = next(iter(trainer._loader()))
     padding = trainer.model.normalize(images)[0][:, masks[0] == 255]
     assert padding.numel()
-    assert padding.abs().max() <= 0.5 / 255 / SMALLEST_STD + 1e-6  # rounded to a whole grey level
+    assert padding.abs().max() <= 0.5 / 255 / SMALLEST_STD + 1e-6  # rounded to a whole gray level
 
 
 def test_what_the_recipe_says_is_kept(folder: str, tmp_path: Path) -> None:

@@ -46,9 +46,9 @@ class TestAdaptedWeights:
 
     @pytest.mark.parametrize("count", [1, 3, 6, 9])
     def test_an_image_with_equal_channels_gives_the_same(self, count: int) -> None:
-        weight, grey = noise(8, 3, 3, 3).double(), noise(1, 1, 9, 9).double()
-        expected = nn.functional.conv2d(grey.expand(1, 3, 9, 9), weight)
-        found = nn.functional.conv2d(grey.expand(1, count, 9, 9), adapt_input(weight, count))
+        weight, gray = noise(8, 3, 3, 3).double(), noise(1, 1, 9, 9).double()
+        expected = nn.functional.conv2d(gray.expand(1, 3, 9, 9), weight)
+        found = nn.functional.conv2d(gray.expand(1, count, 9, 9), adapt_input(weight, count))
         torch.testing.assert_close(found, expected)
 
     def test_of_other_tensors_are_left_alone(self) -> None:
@@ -112,7 +112,7 @@ class TestSegmenter:
         model = tiny_segmenter(channel_mean=(0.1, 0.2, 0.3), channel_std=(0.2, 0.2, 0.2))
         assert model.normalize.values == ((0.1, 0.2, 0.3), (0.2, 0.2, 0.2))
 
-    def test_grey_and_more_bands_without_a_mean_take_the_average_of_the_backbones(self) -> None:
+    def test_gray_and_more_bands_without_a_mean_take_the_average_of_the_backbones(self) -> None:
         for count in (1, 4):
             model = Segmenter(SegmenterConfig(backbone="resnet18", channels=8, in_channels=count))
             mean, std = model.normalize.values
@@ -120,7 +120,7 @@ class TestSegmenter:
             assert std == pytest.approx([0.226] * count, abs=1e-3)
 
     @pytest.mark.parametrize(
-        ("count", "given", "words"), [(3, 4, "RGB"), (3, 1, "RGB"), (1, 3, "grey"), (4, 3, "of 4 channels")]
+        ("count", "given", "words"), [(3, 4, "RGB"), (3, 1, "RGB"), (1, 3, "gray"), (4, 3, "of 4 channels")]
     )
     def test_images_of_other_channels_are_refused(self, count: int, given: int, words: str) -> None:
         model, images = tiny_segmenter(in_channels=count), random_images(1, given, 8, 8)

@@ -133,7 +133,7 @@ class TestInputs:
 class TestFormats:
     @pytest.mark.parametrize(
         ("name", "mode"),
-        [("rgb.png", "RGB"), ("grey.png", "L"), ("grey.jpg", "L"), ("opaque.png", "RGBA"), ("print.jpg", "CMYK"),
+        [("rgb.png", "RGB"), ("gray.png", "L"), ("gray.jpg", "L"), ("opaque.png", "RGBA"), ("print.jpg", "CMYK"),
          ("palette.gif", "P"), ("palette.png", "P"), ("binary.png", "1"), ("veiled.png", "LA")],
     )  # fmt: skip
     def test_mode(self, model: Segmenter, tmp_path: Path, name: str, mode: str) -> None:
@@ -145,9 +145,9 @@ class TestFormats:
         assert np.array_equal(predict(model, tmp_path / name), predict(model, shown))
 
     def test_sixteen_bits(self, model: Segmenter, tmp_path: Path) -> None:
-        grey = np.array(photo().convert("L"))
-        Image.fromarray(grey.astype(np.uint16) * 256).save(tmp_path / "deep.png")
-        assert np.array_equal(predict(model, tmp_path / "deep.png"), predict(model, Image.fromarray(grey)))
+        gray = np.array(photo().convert("L"))
+        Image.fromarray(gray.astype(np.uint16) * 256).save(tmp_path / "deep.png")
+        assert np.array_equal(predict(model, tmp_path / "deep.png"), predict(model, Image.fromarray(gray)))
 
     def test_transparency_is_white(self, model: Segmenter) -> None:
         clear = photo().convert("RGBA")

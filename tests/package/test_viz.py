@@ -58,7 +58,7 @@ def test_picture_round_trip(tmp_path: Path) -> None:
 
 
 class TestOverlay:
-    grey = Image.new("RGB", (300, 100), (100, 100, 100))
+    gray = Image.new("RGB", (300, 100), (100, 100, 100))
 
     def labels(self, left: int, right: int) -> np.ndarray:
         labels = np.full((100, 300), right, np.uint8)
@@ -66,7 +66,7 @@ class TestOverlay:
         return labels
 
     def test_tints_all_but_the_background(self) -> None:
-        picture = np.asarray(overlay(self.grey, self.labels(CAT, 0), VOC, strength=0.5))
+        picture = np.asarray(overlay(self.gray, self.labels(CAT, 0), VOC, strength=0.5))
         assert (picture[:100, 201:] == 100).all()
         assert (picture[:100, 200] == 255).all()  # a line where labels change
         expected = (100 + np.array(VOC.palette[CAT])) / 2
@@ -74,20 +74,20 @@ class TestOverlay:
 
     def test_legend_names_the_classes_that_are_there(self) -> None:
         """Below the photograph, with a box of each color, the largest class first."""
-        picture = np.asarray(overlay(self.grey, self.labels(CAT, 0), VOC))
+        picture = np.asarray(overlay(self.gray, self.labels(CAT, 0), VOC))
         legend = picture[100:]
         assert len(legend) > 0
         where = [np.flatnonzero((legend == color).all(2).any(0)) for color in (VOC.palette[CAT], VOC.palette[15])]
         assert len(where[0]) > 5
         assert len(where[1]) == 0
-        swapped = np.asarray(overlay(self.grey, self.labels(15, CAT), VOC))[100:]
+        swapped = np.asarray(overlay(self.gray, self.labels(15, CAT), VOC))[100:]
         left, right = (np.flatnonzero((swapped == VOC.palette[c]).all(2).any(0)) for c in (15, CAT))
         assert left.max() < right.min()
 
     def test_legend_wraps_below_a_narrow_photograph(self) -> None:
         labels = np.resize(np.arange(21, dtype=np.uint8), (100, 120))
         picture = overlay(Image.new("RGB", (120, 100)), labels, VOC)
-        assert picture.height > overlay(self.grey, self.labels(CAT, 0), VOC).height
+        assert picture.height > overlay(self.gray, self.labels(CAT, 0), VOC).height
         shown = {tuple(color) for color in np.asarray(picture)[100:].reshape(-1, 3)}
         assert set(VOC.palette) <= shown
 
@@ -99,7 +99,7 @@ class TestOverlay:
         assert whole.height > 2 * picture.height
 
     def test_nothing_labeled_gives_no_legend_entry(self) -> None:
-        picture = overlay(self.grey, self.labels(255, 255), VOC)
+        picture = overlay(self.gray, self.labels(255, 255), VOC)
         assert picture.width == 300
 
     def test_one_pixel(self) -> None:
@@ -107,4 +107,4 @@ class TestOverlay:
 
     def test_labels_of_another_size(self) -> None:
         with pytest.raises(ValueError, match=r"the photograph has 100×300 pixels, its labels are \(300, 100\)"):
-            overlay(self.grey, self.labels(0, 0).T, VOC)
+            overlay(self.gray, self.labels(0, 0).T, VOC)

@@ -1,4 +1,4 @@
-"""Images of any number of channels: numpy's arrays, TIFFs of several bands, grey photographs."""
+"""Images of any number of channels: numpy's arrays, TIFFs of several bands, gray photographs."""
 
 from __future__ import annotations
 
@@ -138,8 +138,8 @@ class TestDepth:
         refused(path, 5, f"its values are {np.dtype(dtype)}, which has no agreed range; save it as uint8 or uint16")
 
 
-class TestGrey:
-    def test_of_a_grey_photograph_is_its_values(self, tmp_path: Path) -> None:
+class TestGray:
+    def test_of_a_gray_photograph_is_its_values(self, tmp_path: Path) -> None:
         Image.fromarray(bands(1)[..., 0]).save(tmp_path / "a.png")
         assert np.array_equal(read(tmp_path / "a.png", 1), bands(1))
 
@@ -175,7 +175,7 @@ class TestOtherCounts:
 
     def test_another_number_of_bands(self, tmp_path: Path) -> None:
         refused(save_npy(tmp_path / "a.npy", bands(1)), 5, r"has 1 channel, and 5 are wanted\.")
-        refused(save_npy(tmp_path / "a.npy", bands(2)), 1, r"has 2 channels, and grey images are wanted\.")
+        refused(save_npy(tmp_path / "a.npy", bands(2)), 1, r"has 2 channels, and gray images are wanted\.")
 
     def test_pages_are_no_bands(self, tmp_path: Path) -> None:
         tifffile.imwrite(tmp_path / "a.tif", bands(5))  # without planarconfig it writes a page for each row

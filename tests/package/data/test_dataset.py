@@ -171,16 +171,16 @@ def test_rgb(tmp_path):
     assert_close(open_image(Image.fromarray(gradient())), gradient(), 0)
 
 
-def test_grey(tmp_path):
-    grey = gradient()[..., 1]
-    Image.fromarray(grey).save(tmp_path / "a.png")
-    assert_close(open_image(tmp_path / "a.png"), np.stack([grey] * 3, axis=-1), 0)
+def test_gray(tmp_path):
+    gray = gradient()[..., 1]
+    Image.fromarray(gray).save(tmp_path / "a.png")
+    assert_close(open_image(tmp_path / "a.png"), np.stack([gray] * 3, axis=-1), 0)
 
 
-def test_grey_of_16_bits(tmp_path):
-    grey = gradient()[..., 1]
-    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "a.png")
-    assert_close(open_image(tmp_path / "a.png"), np.stack([grey] * 3, axis=-1), 0)
+def test_gray_of_16_bits(tmp_path):
+    gray = gradient()[..., 1]
+    Image.fromarray(gray.astype(np.uint16) * 257).save(tmp_path / "a.png")
+    assert_close(open_image(tmp_path / "a.png"), np.stack([gray] * 3, axis=-1), 0)
 
 
 def test_transparency_is_laid_on_white(tmp_path):

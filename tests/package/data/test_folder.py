@@ -497,20 +497,20 @@ class TestChannels:
         with pytest.raises(DataError, match=r"channels is \S+; it must be a whole number in 1–1024"):
             get_spec(f"{root}/")
 
-    def test_one_is_grey(self, tmp_path: Path) -> None:
+    def test_one_is_gray(self, tmp_path: Path) -> None:
         root = self.folder(tmp_path, [".png", ".tif"], 1, "classes: [low, high]\nchannels: 1\n")
         image, mask, _ = load_dataset(f"{root}/", "train")[0]
         assert image.shape == (1, *SIZE)
         assert torch.equal(mask, (image[0] > 127).to(torch.uint8))
         assert "images have 1 channel, as classes.yaml says" in str(check_dataset(f"{root}/", None))
 
-    def test_the_network_may_ask_for_grey(self, tmp_path: Path) -> None:
+    def test_the_network_may_ask_for_gray(self, tmp_path: Path) -> None:
         root = self.folder(tmp_path, [".png", ".tif"], 1)
         assert load_dataset(f"{root}/", "train").spec.channels == 3
-        data = load_dataset(f"{root}/", "train", grey=True)
+        data = load_dataset(f"{root}/", "train", gray=True)
         assert (data.spec.channels, data[0].image.shape[0]) == (1, 1)
         (root / "classes.yaml").write_text("classes: [low, high]\nchannels: 3\n")
-        assert load_dataset(f"{root}/", "train", grey=True).spec.channels == 3
+        assert load_dataset(f"{root}/", "train", gray=True).spec.channels == 3
 
     def test_a_damaged_first_file_is_a_problem_of_its_own(self, tmp_path: Path) -> None:
         root = self.folder(tmp_path, [".npy", ".npy"], 5)

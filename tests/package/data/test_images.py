@@ -72,10 +72,10 @@ def test_strips_join_without_a_seam(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_depth_is_that_of_the_file(tmp_path: Path):
-    grey = np.array([[0, 2000, 4000, 4095]], np.uint16)
-    Image.fromarray(grey).save(tmp_path / "stated.tif", tiffinfo=tagged(t281=4095))
+    gray = np.array([[0, 2000, 4000, 4095]], np.uint16)
+    Image.fromarray(gray).save(tmp_path / "stated.tif", tiffinfo=tagged(t281=4095))
     assert pixels(tmp_path / "stated.tif")[0, :, 0].tolist() == [0, 125, 250, 255]
-    Image.fromarray(grey).save(tmp_path / "unsaid.tif")
+    Image.fromarray(gray).save(tmp_path / "unsaid.tif")
     refused(tmp_path / "unsaid.tif", r"16 bits, but its largest value is 4095 of 65535, nearly black; .* give bits")
     assert pixels(tmp_path / "unsaid.tif", bits=12)[0, :, 0].tolist() == [0, 125, 250, 255]
     refused(tmp_path / "unsaid.tif", "has the value 4095, which 11 bits do not hold", bits=11)

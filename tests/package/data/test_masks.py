@@ -1,4 +1,4 @@
-"""Label files as people have them: every number of bits, grey in RGB, 16 bits, colors, turned."""
+"""Label files as people have them: every number of bits, gray in RGB, 16 bits, colors, turned."""
 
 import io
 import struct
@@ -18,7 +18,7 @@ FEW = lookup_table({0: 0, 1: 1, 2: 2, 3: 3, 255: 255})
 
 
 def save_png(path: Path, values: np.ndarray, bits: int, kind: int = 0) -> Path:
-    """A PNG that PIL reads but does not write: grey of 1, 2 or 4 bits, or several channels of 16, side by side."""
+    """A PNG that PIL reads but does not write: gray of 1, 2 or 4 bits, or several channels of 16, side by side."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -44,7 +44,7 @@ def test_few_bits_keep_their_labels(tmp_path: Path, bits: int):
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
-def test_few_bits_are_read_as_grey_where_the_folder_says_so(tmp_path: Path, bits: int):
+def test_few_bits_are_read_as_gray_where_the_folder_says_so(tmp_path: Path, bits: int):
     values = np.array([[0, 2**bits - 1]], np.uint8)
     path = save_png(tmp_path / "a.png", values, bits)
     assert open_mask(path, lookup_table({0: 0, 255: 1})).tolist() == [[0, 1]]
@@ -52,7 +52,7 @@ def test_few_bits_are_read_as_grey_where_the_folder_says_so(tmp_path: Path, bits
 
 @pytest.mark.parametrize("mode", ["L", "1", "I;16", "RGB", "RGBA", "LA"])
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_grey_however_it_is_stored(tmp_path: Path, mode: str, suffix: str):
+def test_gray_however_it_is_stored(tmp_path: Path, mode: str, suffix: str):
     values = np.array([[0, 1], [1, 0]], np.uint8)
     if mode == "1":
         image = Image.fromarray(values.astype(bool))
@@ -143,7 +143,7 @@ def test_loss_is_refused(tmp_path: Path):
             open_mask(tmp_path / name, FEW)
 
 
-def test_inverted_grey_is_ambiguous(tmp_path: Path):
+def test_inverted_gray_is_ambiguous(tmp_path: Path):
     buffer = io.BytesIO()
     directory = TiffImagePlugin.ImageFileDirectory_v2()
     directory[262] = 0
@@ -152,7 +152,7 @@ def test_inverted_grey_is_ambiguous(tmp_path: Path):
     entry = content.index(struct.pack("<HHI", 262, 3, 1))
     content[entry + 8] = 0  # PIL writes 1 whatever it is asked for
     (tmp_path / "a.tif").write_bytes(content)
-    with pytest.raises(UnreadableFileError, match=r"a\.tif: its grey is stored inverted"):
+    with pytest.raises(UnreadableFileError, match=r"a\.tif: its gray is stored inverted"):
         open_mask(tmp_path / "a.tif", FEW)
 
 

@@ -30,7 +30,7 @@ def make(root: Path, labels: np.ndarray | None = None, *values: int) -> Path:
         ((3, 7), "classes: [class 0, class 1]\nvalues: [3, 7]\nignore: [255]\n"),
     ],
 )
-def test_grey(tmp_path: Path, values: tuple[int, ...], text: str):
+def test_gray(tmp_path: Path, values: tuple[int, ...], text: str):
     proposal = propose_labels(make(tmp_path, None, *values))
     assert proposal.text.partition(").\n")[2] == text
     assert f"{values[0]} (" in proposal.in_words()
@@ -51,7 +51,7 @@ def test_colors(tmp_path: Path):
     assert proposal.labels.colors == ((0, 0, 0), (9, 99, 199), (200, 30, 10))
 
 
-def test_grey_in_rgb_and_palettes_count_as_grey(tmp_path: Path):
+def test_gray_in_rgb_and_palettes_count_as_gray(tmp_path: Path):
     make(tmp_path, None, 0, 255)
     with Image.open(tmp_path / "masks/0.png") as image:
         image.convert("RGB").save(tmp_path / "masks/0.png")
@@ -124,7 +124,7 @@ def test_what_is_no_label_map(tmp_path: Path):
         propose_labels(tmp_path)
     drawn = np.arange(24 * 32 * 3).reshape(24, 32, 3).astype(np.uint8)
     Image.fromarray(drawn).save(tmp_path / "masks/1.png")
-    with pytest.raises(DataError, match="some masks are grey and others in colors"):
+    with pytest.raises(DataError, match="some masks are gray and others in colors"):
         propose_labels(tmp_path)
     noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "masks/1.png")

@@ -57,7 +57,7 @@ def test_size_padding_and_kinds(height, width, crop, scale, flip, rotation, seed
 def test_one_pixel_wide():
     """Where torch's own uint8 kernel goes wrong (2.15)."""
     image = torch.full((3, 8, 5), 77, dtype=torch.uint8)
-    sample = Sample(tv_tensors.Image(image), tv_tensors.Mask(image[0]), "grey")
+    sample = Sample(tv_tensors.Image(image), tv_tensors.Mask(image[0]), "gray")
     out = TrainTransform((3, 1), (0.4, 0.4))(sample)
     assert (out.image == 77).all()
 
@@ -383,9 +383,9 @@ class TestOtherChannels:
         out = transform(sample)
         assert out.image.shape == (count, 24, 30)
         for channel in range(count):
-            grey = sample._replace(image=tv_tensors.Image(sample.image[channel].expand(3, 40, 50).contiguous()))
+            gray = sample._replace(image=tv_tensors.Image(sample.image[channel].expand(3, 40, 50).contiguous()))
             torch.manual_seed(1)
-            expected = TrainTransform(**settings, mean_fill=(0.4,) * 3)(grey)
+            expected = TrainTransform(**settings, mean_fill=(0.4,) * 3)(gray)
             assert (out.image[channel].int() - expected.image[0].int()).abs().max() <= 1
             assert torch.equal(out.mask, expected.mask)
 
