@@ -1,4 +1,4 @@
-"""Code of somebody's own that a recipe names as "module:name"."""
+"""Code of your own that a recipe names as "module:name"."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ __all__ = ["find_own", "place_in_words"]
 
 
 def find_own(setting: str, name: str) -> Any:
-    """What "module:name" names; None where the module does not have it.
+    """The object called "module:name"; None if the module has no such name.
 
     Args:
-        setting: what names it, for the message.
-        name: with dots between the attributes.
+        setting: the setting that has this name, for messages.
+        name: as in the recipe; attributes of attributes are written with dots.
 
     Raises:
-        ValueError: the module is not there, or fails while it is imported. The message is one line.
+        ValueError: the module does not exist, or fails while it is imported. The message is one line.
     """
     where, _, attribute = name.partition(":")
     try:
@@ -30,7 +30,7 @@ def find_own(setting: str, name: str) -> Any:
             "`python -m emalab` looks in the current folder as well"
         ) from error
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)[2:]  # behind this function and import_module
+        frames = traceback.extract_tb(error.__traceback__)[2:]  # after this function and import_module
         own = [frame for frame in frames if not frame.filename.startswith("<frozen ")]
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(

@@ -163,7 +163,7 @@ def _read(path: Path, above: tuple[Path, ...]) -> Recipe:
         start = Recipe()
     elif is_recipe_file(base):
         if not (path.parent / base).exists():
-            raise FileNotFoundError(f"{path}: there is no file {path.parent / base}, which it names as its base")
+            raise FileNotFoundError(f"{path}: its base {path.parent / base} does not exist")
         start = _read(path.parent / base, (*above, here))
     else:
         try:

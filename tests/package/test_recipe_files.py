@@ -114,7 +114,7 @@ class TestMistakes:
             ("base: shapes-tny", "no recipe 'shapes-tny'; did you mean shapes-tiny"),
             ("base: [shapes-tiny]", "base must be the name of a recipe, or a .yaml file; got ['shapes-tiny']"),
             ("base: bad.yaml", "is its own base"),
-            ("base: gone.yaml", "bad.yaml: there is no file gone.yaml, which it names as its base"),
+            ("base: gone.yaml", "bad.yaml: its base gone.yaml does not exist"),
             ('base: "\\0.yaml"', "bad.yaml: base must be the name of a recipe, or a .yaml file; got '\\x00.yaml'"),
             ("optim.lr: 1", "has neither a base nor 'data'; name a recipe, as in base: shapes-tiny"),
             ("- a", "contains no recipe; begin, for example, with base: shapes-tiny"),
