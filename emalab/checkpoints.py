@@ -52,7 +52,7 @@ __all__ = [
 
 FORMAT = "emalab-2"  # emalab-1 had no checksum
 _FORMATS = ("emalab-1", FORMAT)
-_LONGEST_RECIPE = 2**20  # characters
+_LONGEST_RECIPE = 2**22  # characters; class weights of as many classes as are possible fit
 _Network = TypeVar("_Network", bound=nn.Module)
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -216,8 +216,8 @@ def export_segmenter(
         path: ends in ``.safetensors``.
         recipe: how it was trained; it says how to build the network again.
         metadata: anything else that JSON can hold: scores, data statement, license, commit.
-        dtype: of the weights and bases; batch norm's statistics, which can be tiny or huge, and counters stay as
-            they are.
+        dtype: of the weights and bases; batch norm's statistics, which can be tiny or huge, and tensors of whole,
+            complex or logical values stay as they are.
 
     Warns:
         PrecisionWarning: weights that are too small for ``dtype``, and so many or so large beside the others that the
@@ -230,7 +230,7 @@ def export_segmenter(
     if path.suffix != ".safetensors":
         raise ValueError(f"a released network is a .safetensors file; got {path}")
     tensors = {
-        key: (value if key.endswith(_STATISTICS) else value.to(dtype)).contiguous().cpu()
+        key: (value.to(dtype) if _may_shrink(key, value) else value).contiguous().cpu()
         for key, value in model.state_dict().items()
     }
     require_finite(model.state_dict(), f"{path} was not written, as the network is of no use")
@@ -248,6 +248,10 @@ def export_segmenter(
     texts |= {"format": FORMAT, "recipe": json.dumps(recipe_to_dict(recipe))}
     texts["checksum"] = tensors_checksum([sorted(texts.items()), sorted(tensors.items())])
     write_atomically(path, lambda temporary: _save(tensors, temporary, texts))
+
+
+def _may_shrink(name: str, value: Tensor) -> bool:
+    return value.is_floating_point() and not name.endswith(_STATISTICS)
 
 
 def _save(tensors: dict[str, Tensor], path: Path, texts: dict[str, str]) -> None:

@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tiny import random_images, tiny_recipe, tiny_segmenter
+from torch import Tensor, nn
 
 from emalab import checkpoints, shipped
 from emalab.checkpoints import (
@@ -35,6 +36,7 @@ from emalab.checkpoints import (
     save_training_state,
     tensors_checksum,
 )
+from emalab.data.folder_labels import MAX_CLASSES
 from emalab.files import write_atomically
 from emalab.recipes import recipe_from_dict, recipe_to_dict
 from emalab.segmenter import Segmenter
@@ -45,6 +47,19 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=8,
 )
+
+
+class Counting(nn.Module):
+    """A context module with tensors of other kinds than weights."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.tensor(2**24 + 1))
+        self.register_buffer("seen", torch.tensor([True, False]))
+        self.register_buffer("phases", torch.tensor([1 + 2j]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
 
 
 @pytest.fixture
@@ -117,6 +132,15 @@ def test_a_checksum_tells_contents_apart() -> None:
     assert tensors_checksum({"a": zeros.clone()}) == tensors_checksum(contents[0])
 
 
+def test_weights_of_as_many_classes_as_are_possible(tmp_path: Path) -> None:
+    """Such a recipe was written, and refused as too long when it was read again."""
+    recipe = tiny_recipe()
+    loss = replace(recipe.optim.loss, class_weights=(1 / 3,) * MAX_CLASSES)
+    long = replace(recipe, model=replace(recipe.model, num_classes=MAX_CLASSES), optim=replace(recipe.optim, loss=loss))
+    save_training_state(tmp_path / "last.pt", long, {"iteration": 1})
+    assert load_training_state(tmp_path / "last.pt")[0] == long
+
+
 class TestRelease:
     def test_round_trip_in_half_precision(self, model: Segmenter, release: Path, state_file: Path) -> None:
         loaded, images = Segmenter.from_pretrained(release), random_images(1, 3, 32, 32)
@@ -126,6 +150,18 @@ class TestRelease:
             assert torch.equal(loaded.state_dict()[key], kept), key
         torch.testing.assert_close(loaded(images), model(images), rtol=0.02, atol=0.02)
         assert release.stat().st_size < 0.6 * state_file.stat().st_size
+
+    def test_tensors_that_are_no_weights_stay_as_they_are(self, tmp_path: Path) -> None:
+        """A counter would lose digits in half precision, and complex numbers half of themselves."""
+        name = f"{__name__}:Counting"
+        model = tiny_segmenter(context=name)
+        export_segmenter(model, tmp_path / "a.safetensors", tiny_recipe(model=model.config), {})
+        loaded = Segmenter.from_pretrained(tmp_path / "a.safetensors", allow_code=[__name__])
+        assert loaded.context.state_dict().keys() == {"steps", "seen", "phases"}
+        for key, value in model.context.state_dict().items():
+            found = loaded.context.state_dict()[key]
+            assert found.dtype == value.dtype
+            assert torch.equal(found, value)
 
     def test_metadata(self, release: Path) -> None:
         assert read_metadata(release) == {"recipe": RECIPE, "scores": {"mIoU": 0.5}, "license": "MIT"}
