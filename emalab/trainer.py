@@ -25,7 +25,7 @@ from emalab.checkpoints import CheckpointError, load_training_state, save_traini
 from emalab.data import LabeledImages, load_dataset
 from emalab.data.augmentation import Augment, OwnAugmentation, augment_name, find_augment
 from emalab.data.dataset import data_identity
-from emalab.data.loader import num_cores, training_loader
+from emalab.data.loader import num_cores, training_loader, worker_ended
 from emalab.data.memory import InMemory
 from emalab.data.transforms import TrainTransform
 from emalab.divergence import TrainingDivergedError, find_divergence
@@ -99,6 +99,7 @@ def train(
         ValueError: a recipe that does not fit its data or these devices, or names an augmentation that is not there.
         FileExistsError: ``out`` holds a run already and ``options.resume`` is off.
         RunBusyError: another process trains in ``out``.
+        ChildProcessError: a process that reads images was killed.
         CannotWriteError: a full disk, or a folder that is read-only; the last checkpoint is whole.
         CheckpointError: ``last.pt`` is damaged or belongs to another recipe, or the weights to start from do not fit.
         Interrupted: Ctrl-C, SIGTERM or SIGUSR1; the run has been saved.
@@ -270,7 +271,7 @@ class Trainer:
             except RuntimeError as error:
                 if self.fabric.world_size > 1 and lost_peer(error):
                     raise ConnectionError(self._lost()) from error
-                raise
+                raise (worker_ended(error) or error) from error.__cause__
 
     def _learn(self, log: RunLog, bar: tqdm[Any]) -> None:
         """Train to the end."""

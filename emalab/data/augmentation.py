@@ -66,7 +66,7 @@ class OwnAugmentation(nn.Module):
         try:
             with _seeded(seed):
                 changed = self.function(image.clone(), mask.clone(), Generator().manual_seed(seed))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             where = place_in_words(traceback.extract_tb(error.__traceback__)[1:2])
             raise self._error(sample, f"failed with {type(error).__name__}: {error}{where}") from error
         if problem := self._problem(changed, image, mask):

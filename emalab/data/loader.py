@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -202,11 +203,32 @@ class ReadingLoader(DataLoader[Any]):
         super().__init__(_Caught(dataset), **options, **workers(num_workers))
 
     def __iter__(self) -> Any:
-        """Batches, or samples with ``batch_size=None``; `DataError` from the first file that cannot be read."""
-        for batch in super().__iter__():
-            if isinstance(batch, _Failure):
-                raise batch.error
-            yield batch
+        """Batches, or samples with ``batch_size=None``.
+
+        Raises:
+            DataError: the first file that cannot be read.
+            ChildProcessError: a worker ended before its time.
+        """
+        try:
+            for batch in super().__iter__():
+                if isinstance(batch, _Failure):
+                    raise batch.error
+                yield batch
+        except RuntimeError as error:
+            raise (worker_ended(error) or error) from error.__cause__
+
+
+def worker_ended(error: RuntimeError) -> ChildProcessError | None:
+    """In one line, what torch raises for a worker that was killed or left; None for another error.
+
+    Torch's handler of signals raises it wherever the main process is at that moment, also outside of the loader.
+    """
+    if not re.match(r"DataLoader worker \(pid", str(error)):
+        return None
+    return ChildProcessError(
+        f"a process that reads images ended before its time ({error}); where memory is short, take fewer of them: "
+        "--num-workers, 0 for none"
+    )
 
 
 def training_loader(

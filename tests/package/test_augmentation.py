@@ -5,8 +5,10 @@ from __future__ import annotations
 import doctest
 import functools
 import json
+import os
 import random
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,15 +20,16 @@ import torch
 from test_trainer import assert_same, final_state
 from tiny import CPU, scenes, short_train, tiny_recipe, tiny_segmenter
 from torch import Generator, Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from emalab.cli import main
 from emalab.data import DataError, augmentation
 from emalab.data.augmentation import OwnAugmentation, augment_name, find_augment
-from emalab.data.loader import AugmentedDataset, IterationBatches, SampleKey, training_loader
+from emalab.data.loader import AugmentedDataset, IterationBatches, SampleKey, training_loader, worker_ended
 from emalab.data.transforms import TrainTransform
+from emalab.options import RunOptions
 from emalab.recipes import DataConfig, recipe_from_dict
 from emalab.results import load_records
 from emalab.trainer import Trainer, train
@@ -133,6 +136,7 @@ def returns(result: Callable[[Tensor, Tensor], Any]) -> Any:
             r"image as a tensor of the layout torch\.sparse_coo; return it",
         ),
         (lambda image, mask: (image, mask.fill_(7)), r"the label 7; labels are 0 to 4, and 255 for ignored pixels"),
+        (lambda image, mask: sys.exit(3), r"failed with SystemExit: 3 \(test_augmentation\.py, line \d+\)"),
         (lambda image, mask: 1 // 0, r"failed with ZeroDivisionError: .* \(test_augmentation\.py, line \d+\)"),
     ],
 )
@@ -231,6 +235,34 @@ class TestNames:
             find_augment("broken:f")
         with pytest.raises(ValueError, match=f"^context {message}"):
             tiny_segmenter(context="broken:f")
+
+
+def end_of_worker(image: Tensor, mask: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """As the kernel does it to a process where memory is short."""
+    assert get_worker_info()  # not this process
+    os.kill(os.getpid(), signal.SIGKILL)
+    return image, mask
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes are killed in another way there")
+class TestWorkerThatIsKilled:
+    def test_while_the_loader_waits(self) -> None:
+        data = scenes(2)
+        own = OwnAugmentation(end_of_worker, data.spec)
+        loader = training_loader(data, own, batch_size=1, num_iterations=1, num_workers=1)
+        with pytest.raises(
+            ChildProcessError, match=r"images ended before its time \(.*pid.*take fewer .*--num-workers"
+        ):
+            next(iter(loader))
+
+    def test_in_a_run(self, tmp_path: Path) -> None:
+        options = RunOptions(accelerator="cpu", progress=False, num_workers=1)
+        with pytest.raises(ChildProcessError, match="images ended before its time"):
+            train(tiny_recipe(), tmp_path, options, train_data=scenes(), eval_data=scenes(), augment=end_of_worker)
+
+    def test_while_the_main_process_does_something_else(self) -> None:
+        assert worker_ended(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "))
+        assert not worker_ended(RuntimeError("Caught RuntimeError in DataLoader worker process 0."))
 
 
 class TestTraining:
