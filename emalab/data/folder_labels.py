@@ -170,7 +170,8 @@ def existing_folder(root: Path | str) -> Path:
     """`folder_of`, once it is known to be a folder; else a DataError."""
     folder = folder_of(root)
     if not folder.is_dir():
-        raise MissingFileError(f"{folder} is not a folder. It is to hold {CLASSES_FILE}, images/ and masks/.")
+        here = "" if folder.is_absolute() else f" in {Path.cwd()}"  # recipes and records name it as it was given
+        raise MissingFileError(f"{folder} is not a folder{here}. It is to hold {CLASSES_FILE}, images/ and masks/.")
     return folder
 
 

@@ -327,6 +327,13 @@ def test_hidden_files_do_not_count(root: Path):
     assert ".cache" not in get_spec(f"{root}/").unlabeled_splits
 
 
+def test_a_relative_folder_is_looked_for_in_the_current_one(root: Path, monkeypatch: pytest.MonkeyPatch):
+    """A record repeated from elsewhere names its folder as it was given."""
+    monkeypatch.chdir(root)
+    with pytest.raises(MissingFileError, match=rf"^nowhere is not a folder in {re.escape(str(Path.cwd()))}\. It is to"):
+        get_spec("nowhere/")
+
+
 def test_what_is_not_there(root: Path):
     with pytest.raises(MissingFileError, match=r"nowhere is not a folder\. It is to hold classes\.yaml, images/"):
         get_spec(f"{root}/nowhere/")
