@@ -228,14 +228,20 @@ def _create(name: str, output_stride: int, **options: Any) -> nn.Module:
 
     ways: list[dict[str, Any]] = [{"output_stride": output_stride}]
     ways += [{"dynamic_img_size": True}, {"strict_img_size": False}, {}]  # ViT and its kin, Swin, others
-    errors = []
+    errors, of_one_size = [], []
     for way in ways:
         try:
-            return timm.create_model(name, features_only=True, pretrained=False, **way, **options)
+            network = timm.create_model(name, features_only=True, pretrained=False, **way, **options)
         except (AssertionError, NotImplementedError, TypeError, RuntimeError) as error:  # timm's ways to say no
             errors.append(error)
             if not isinstance(error, TypeError):  # not for lack of such an option
                 break
+            continue
+        if not any(getattr(module, "strict_img_size", False) for module in network.modules()):
+            return network
+        of_one_size.append(network)  # some versions ignore options that do not concern them
+    if of_one_size:
+        return of_one_size[0]
     raise ValueError(f"{name} cannot have output stride {output_stride} in timm ({errors[-1]!r})") from errors[-1]
 
 
