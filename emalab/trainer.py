@@ -410,7 +410,6 @@ class Trainer:
             "best": self.best,
             "seconds": self.seconds,
             "run": self.run,
-            "processes": self.fabric.world_size,
             "data": self._identity,
             "spec": asdict(self.train_data.spec),
             "changes": self.changes,
