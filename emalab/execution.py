@@ -38,6 +38,10 @@ class TrainingStep(nn.Module):
             per_image = per_image + self.auxiliary_weight * added.per_image
         return total, divisor, per_image
 
+    def compile_forward(self) -> None:
+        """Compile the step before it is wrapped or recorded."""
+        self.forward = torch.compile(self.forward)  # type: ignore[method-assign]
+
     def record(self, images: Tensor, masks: Tensor) -> None:
         """Replace forward and backward by a CUDA graph for batches of this shape, in training mode."""
         buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
@@ -68,14 +72,16 @@ class Execution:
         self._fabric, self._recipe, self._step = fabric, recipe, step
         self._parts = recipe.optim.accumulate_grad_batches
         on_gpu = fabric.device.type == "cuda"
+        records = on_gpu and self._parts == 1  # gradients of one replay would not survive the next
         wrapped: Any = step
-        if recipe.execution == "compile":
-            # CUDA graphs, because the host cannot keep up with such short kernels; not where ranks exchange values, nor
-            # where gradients of one replay must survive the next.
-            alone = fabric.world_size == 1 and self._parts == 1
-            wrapped = torch.compile(step, options={"triton.cudagraphs": on_gpu and alone})
+        self._to_record = on_gpu and recipe.execution == "cuda_graph"
+        if recipe.execution == "compile" and fabric.world_size == 1:
+            # CUDA graphs, because the host cannot keep up with such short kernels.
+            wrapped = torch.compile(step, options={"triton.cudagraphs": records})
+        elif recipe.execution == "compile":  # without DDP's wrapper, in which graphs break; recorded as a whole
+            step.compile_forward()
+            self._to_record = records
         self.module, self.optimizer = fabric.setup(wrapped, optimizer)
-        self._to_record = recipe.execution == "cuda_graph" and on_gpu
 
     def prepare(self) -> None:
         """Record the graph, where there is to be one, before a loader's thread that calls CUDA could spoil it."""

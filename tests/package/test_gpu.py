@@ -99,7 +99,7 @@ def test_em_attention_against_double_precision(dtype: torch.dtype, atol: float) 
         )
 
 
-@pytest.mark.parametrize("execution", ["eager", "cuda_graph"])
+@pytest.mark.parametrize("execution", ["eager", "cuda_graph", "compile"])
 @pytest.mark.parametrize("devices", [2, 4])
 def test_several_devices_are_one_with_their_batches_together(devices: int, execution: str, tmp_path: Path) -> None:
     """Batch statistics and bases are shared, so the runs differ by the order of sums alone."""
