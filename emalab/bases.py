@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
 from emalab.choices import MaintenanceName, Renormalize, check_choice
+from emalab.collectives import share_values, sum_over_processes
 from emalab.em import normalize_bases
 
 __all__ = [
@@ -46,9 +46,8 @@ def mean_over_images(bases: Tensor) -> Tensor:
     finite = reduce(bases.isfinite(), "b k c -> b", "all")
     total = reduce(torch.where(rearrange(finite, "b -> b 1 1"), bases, 0.0), "b k c -> k c", "sum")
     count = finite.sum(dtype=total.dtype)[None]
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        packed = torch.cat([total.flatten(), count])
-        dist.all_reduce(packed)
+    if share_values():
+        packed = sum_over_processes(torch.cat([total.flatten(), count]))
         total, count = packed[:-1].view_as(total), packed[-1:]
     return total / count
 

@@ -5,12 +5,12 @@ PyTorch's module needs a GPU, and breaks the graphs of torch.compile.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor, nn
+
+from emalab.collectives import share_values, sum_over_processes
 
 __all__ = ["SharedBatchNorm", "share_batch_norm"]
 
@@ -29,7 +29,7 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize, and in training update the running statistics: (b, c, …) → (b, c, …)."""
-        shared = self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        shared = self.training and share_values()
         y = self._normalize(x) if shared else super().forward(x)
         return y if self.after is None else self.after(y)
 
@@ -65,25 +65,9 @@ def shared_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     variance, mean = torch.var_mean(x, dim=(0, *range(2, x.dim())), correction=0)
     own = torch.arange(dist.get_world_size(), device=x.device) == dist.get_rank()
-    means, variances = _Sum.apply(torch.stack([mean, variance]) * rearrange(own, "r -> r 1 1")).unbind(1)
+    means, variances = sum_over_processes(torch.stack([mean, variance]) * rearrange(own, "r -> r 1 1")).unbind(1)
     mean = means.mean(0)
     return mean, variances.mean(0) + (means - mean).square().mean(0)
-
-
-class _Sum(torch.autograd.Function):
-    """Sum over all processes. Gradients are summed too, because the loss of every process depends on the sum."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
 
 
 def share_batch_norm(module: nn.Module) -> nn.Module:
