@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import tifffile
 from PIL import Image
@@ -90,6 +91,10 @@ class TestBands:
     @pytest.mark.parametrize("mode", ["L", "P", "RGB", "CMYK", "LA", "1", "I;16", "YCbCr"])
     def test_a_tiff_that_is_a_photograph(self, mode: str, tmp_path: Path) -> None:
         Image.new(mode, (9, 6)).save(tmp_path / "a.tif")
+        try:
+            Image.open(tmp_path / "a.tif").load()
+        except OSError:  # YCbCr, up to version 12.0
+            pytest.skip(f"Pillow {PIL.__version__} writes a {mode} TIFF that it cannot read")
         assert read_header(tmp_path / "a.tif")[:4] == (9, 6, 3, True)
         assert read(tmp_path / "a.tif", None).shape == (6, 9, 3)
 

@@ -220,7 +220,9 @@ class TestRotation:
         torch.manual_seed(5)
         out = TrainTransform((20, 20), photometric=0.5)(noise(30, 30))
         assert torch.rand(1).item() == 0.0332646369934082
-        assert (int(out.image.sum()), int(out.mask.sum())) == (204857, 33420)
+        assert int(out.mask.sum()) == 33420
+        # Versions of torchvision round changed colors to either of two neighboring levels.
+        assert abs(int(out.image.sum()) - 204857) <= out.image.numel()
 
 
 def test_flip_mirrors_both():
