@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import sys
-import warnings
 
 from lightning_fabric import Fabric
 
@@ -36,7 +35,6 @@ def check_run(recipe: Recipe, fabric: Fabric, train_data: LabeledImages, eval_da
             raise ValueError(f"every pixel of a split of {data.spec.name} is ignored; there is nothing to learn")
     if recipe.execution == "compile":
         _require_compiler()
-        _warn_of_several_gpus(fabric)
     parts = recipe.optim.accumulate_grad_batches
     if recipe.optim.batch_size % (fabric.world_size * parts):
         raise ValueError(
@@ -59,16 +57,6 @@ def _require_compiler() -> None:
         raise ValueError(
             f"execution 'compile' needs a C++ compiler, and there is no {compiler} on PATH; "
             "install one, name another in the variable CXX, or train with --execution eager"
-        )
-
-
-def _warn_of_several_gpus(fabric: Fabric) -> None:
-    """Compiled steps launch their kernels one by one there, see `emalab.execution`."""
-    if fabric.world_size > 1 and fabric.device.type == "cuda" and fabric.is_global_zero:
-        warnings.warn(
-            f"execution 'compile' records no CUDA graph on {fabric.world_size} GPUs, and can be slower than on one; "
-            "take --execution cuda_graph",
-            stacklevel=2,
         )
 
 

@@ -204,7 +204,7 @@ class Recipe:
     """Lightning Fabric's precision; autocast on top of float32 weights for the mixed ones."""
     execution: Execution = "eager"
     """How a step runs: "eager", "cuda_graph" (recorded in seconds, then replayed; eager on a CPU) or
-    "compile" (torch.compile, on one GPU into CUDA graphs; a minute at the start)."""
+    "compile" (torch.compile, and on a GPU CUDA graphs; one to four minutes at the start)."""
     seed: int = 0
     """Decides initial weights, data order and augmentation."""
     init_from: str | None = None

@@ -13,12 +13,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -43,7 +41,6 @@ from emalab.optim import cross_entropy, poly_lr
 from emalab.recipes import EvalConfig, LossConfig, Recipe, recipe_from_dict
 from emalab.results import load_records, read_record
 from emalab.resume import refuse_changes
-from emalab.run_checks import _warn_of_several_gpus
 from emalab.runlog import RunLog, read_log
 from emalab.segmenter import Segmenter
 from emalab.studies.training import score_further
@@ -590,14 +587,6 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"there is no no-such-compiler on PATH; .*--execution eager"):
             short_train(tiny_recipe(execution="compile"), tmp_path)
         assert not any(tmp_path.iterdir())
-
-    @pytest.mark.parametrize(("gpus", "device", "warned"), [(2, "cuda", True), (1, "cuda", False), (2, "cpu", False)])
-    def test_compilation_on_several_gpus(self, gpus: int, device: str, warned: bool) -> None:
-        fabric: Any = SimpleNamespace(world_size=gpus, device=torch.device(device), is_global_zero=True)
-        with warnings.catch_warnings(record=True) as found:
-            warnings.simplefilter("always")
-            _warn_of_several_gpus(fabric)
-        assert [str(one.message).endswith("take --execution cuda_graph") for one in found] == [True] * warned
 
     def test_evaluation_data_that_do_not_fit_are_noticed_before_training(self, tmp_path: Path) -> None:
         other = scenes()

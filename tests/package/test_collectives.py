@@ -1,0 +1,74 @@
+"""Sums over processes, in eager and in compiled code."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from processes import group_of, run_ranks
+from tiny import tiny_recipe
+
+from emalab.bases import mean_over_images
+from emalab.collectives import share_values, sum_over_processes
+from emalab.execution import Execution, TrainingStep
+
+
+def of_rank(rank: int) -> torch.Tensor:
+    return torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(rank))
+
+
+def sums(rank: int, meeting: Path, compiled: bool) -> None:
+    """Every process's loss weights the sum in its own way, and all of them depend on each process's values."""
+    weights = [of_rank(10), of_rank(11)]
+    with group_of(2, rank, meeting):
+        assert share_values()
+        function: Any = torch.compile(sum_over_processes, backend="aot_eager", fullgraph=True) if compiled else None
+        values = of_rank(rank).requires_grad_()
+        total = (function or sum_over_processes)(values.T)  # not contiguous
+        torch.testing.assert_close(total.T, of_rank(0) + of_rank(1), rtol=0, atol=1e-15)
+        (total.T * weights[rank]).sum().backward()
+        torch.testing.assert_close(values.grad, weights[0] + weights[1], rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "one graph"])
+def test_sums_and_their_gradients(compiled: bool, tmp_path: Path) -> None:
+    run_ranks(2, sums, tmp_path / "meeting", compiled)
+
+
+def means(rank: int, meeting: Path) -> None:
+    torch.manual_seed(0)
+    bases = torch.randn(5, 3, 4, dtype=torch.float64)
+    expected = mean_over_images(bases)
+    with group_of(2, rank, meeting):
+        compiled = torch.compile(mean_over_images, backend="aot_eager", fullgraph=True)
+        mine = bases[:2] if rank == 0 else bases[2:]  # batches of different sizes
+        torch.testing.assert_close(compiled(mine), expected, rtol=0, atol=1e-15)
+
+
+def test_compiled_bases(tmp_path: Path) -> None:
+    run_ranks(2, means, tmp_path / "meeting")
+
+
+def test_alone() -> None:
+    assert not share_values()
+
+
+@pytest.mark.parametrize(("world_size", "parts", "recorded"), [(2, 1, True), (2, 2, False), (1, 1, False)])
+def test_what_is_compiled_on_several_gpus(
+    world_size: int, parts: int, recorded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step and not its wrapper, and recorded as a CUDA graph unless gradients of micro-batches are added up."""
+    compiled: list[Any] = []
+    monkeypatch.setattr(torch, "compile", lambda target, **_: compiled.append(target) or target)
+    fabric: Any = SimpleNamespace(world_size=world_size, device=torch.device("cuda"), setup=lambda *both: both)
+    recipe = tiny_recipe(execution="compile")
+    recipe = replace(recipe, optim=replace(recipe.optim, accumulate_grad_batches=parts))
+    step = TrainingStep(torch.nn.Identity(), None, 0.0)  # type: ignore[arg-type]
+    execution = Execution(fabric, recipe, step, None)  # type: ignore[arg-type]
+    assert (compiled == [step]) == (world_size == 1)
+    assert ("forward" in vars(step)) == (world_size > 1)
+    assert execution._to_record is recorded
