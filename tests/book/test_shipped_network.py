@@ -1,4 +1,4 @@
-"""How the next shipped network is chosen: the design, the effects, and the whole program on generated scenes."""
+"""How a successor of the shipped network was to be chosen: the design, its effects and records, the whole program."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from experiments import shipped_network as program
+from lab import figures_shipped_network as figures
 
 from emalab import Segmenter, get_recipe
 from emalab.checkpoints import read_metadata
+from emalab.recipes import recipe_to_dict
+from emalab.results import read_record
 from emalab.studies import StudyFolder, override
-from emalab.studies.statistics import Interval
+from emalab.studies.statistics import Interval, least_squares
 
 SIGNS = {name: np.array([1 if row[name] else -1 for row in program.design()]) for name in program.FACTORS}
 
@@ -97,6 +100,51 @@ def test_the_final_network_has_what_helps() -> None:
     assert (everything.optim.average, everything.model.channels) == (0.996, 512)
     nothing = program.final_study(base, dict.fromkeys(program.FACTORS, False)).base
     assert nothing == override(base, {"name": nothing.name})
+
+
+class TestRecords:
+    FOLDER = figures.FOLDER
+    BASE = program.base_recipe(tiny=False)
+    RECORD = read_record(FOLDER / "effects.json")
+
+    def test_scores_are_those_of_the_sixteen_runs(self) -> None:
+        study, folder = program.design_study(self.BASE), StudyFolder(self.FOLDER / "design")
+        assert len(folder.records(study)) == len(list((folder.root / "records").iterdir())) == 16
+        assert program._scores(folder, study) == self.RECORD["scores"]
+
+    def test_effects_and_choice_follow_from_the_scores(self) -> None:
+        found = program.effects(self.RECORD["scores"])
+        _, again = program.choose(found, self.RECORD["scores"], self.BASE)
+        assert again["taken"] == self.RECORD["taken"]
+        for name, effect in found.items():
+            assert self.RECORD["effects"][name] == pytest.approx(effect._asdict())
+            assert figures.effects()[name] == pytest.approx(effect)
+        assert figures.CHANGES.keys() == found.keys()
+
+    def test_the_final_runs_have_the_chosen_recipe(self) -> None:
+        final = program.final_study(self.BASE, {name: name in self.RECORD["taken"] for name in program.FACTORS})
+        folder = StudyFolder(self.FOLDER / "final")
+        records = folder.records(final)
+        assert len(records) == len(list((folder.root / "records").iterdir())) == 2
+        assert json.loads(json.dumps(recipe_to_dict(final.base))) == self.RECORD["recipe"]
+        assert [{**record["recipe"], "seed": 0} for record in records] == [self.RECORD["recipe"]] * 2
+
+    def test_the_goal_is_that_of_the_plan(self) -> None:
+        assert (
+            f"reach {figures.GOAL} VOC-animals-7"
+            in program.final_study(self.BASE, dict.fromkeys(program.FACTORS, True)).question
+        )
+        assert program.__doc__ is not None
+        assert f"at least {figures.GOAL} VOC-animals-7 on val" in program.__doc__
+
+    def test_several_effects_together_are_the_difference_of_fitted_scores(self) -> None:
+        """With a change of variables, least squares gives the sum of two effects as one coefficient."""
+        scores = self.RECORD["scores"]
+        columns = np.array([[1.0, *(row[name] - 0.5 for name in program.FACTORS)] for row in program.design()])
+        first, second = (1 + list(program.FACTORS).index(name) for name in ("length", "crop"))
+        columns[:, second] -= columns[:, first]  # then the coefficient of length is the sum
+        found = least_squares(columns, np.array([scores[program._label(row)] for row in program.design()]))
+        assert figures.together(["length", "crop"]) == pytest.approx(found[first])
 
 
 def test_the_whole_program_runs(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_words_of_an_interval(interval: Interval, words: str, text: str) -> None
 
 def test_every_record_of_a_study_is_complete() -> None:
     """No record is of a recipe that the catalog does not have, none is damaged, and no shapes run is missing."""
-    for family in sorted(path.name for path in verdicts.RECORDS.iterdir()):
+    for family in sorted(path.name for path in verdicts.RECORDS.iterdir() if (path / "records").is_dir()):
         study, folder = STUDIES[family], StudyFolder(verdicts.RECORDS / family)
         names = {run.name for run in study.runs()}
         files = {path.stem for path in folder.root.glob("records/*.json")}
