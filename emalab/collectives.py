@@ -1,7 +1,7 @@
 """Sums over the processes of a training, as an operator that torch.compile takes for one opaque step.
 
-`torch.distributed.all_reduce` itself becomes a functional collective there, which ends later than it begins; a CUDA
-graph of a compiled step that held such ones computed wrong gradients.
+`torch.distributed.all_reduce` itself becomes a functional collective there. A CUDA graph of a compiled step with such
+collectives computed wrong gradients on two GPUs (torch 2.11).
 """
 
 from __future__ import annotations
