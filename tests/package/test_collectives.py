@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,37 +22,27 @@ def of_rank(rank: int) -> torch.Tensor:
     return torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(rank))
 
 
-def sums(rank: int, meeting: Path, compiled: bool) -> None:
-    """Every process's loss weights the sum in its own way, and all of them depend on each process's values."""
-    weights = [of_rank(10), of_rank(11)]
+def of_two_processes(rank: int, meeting: Path) -> None:
+    weights = [of_rank(10), of_rank(11)]  # by which each process's loss weights the sum
+    bases = torch.cat([of_rank(seed)[None] for seed in range(5)])
+    expected = mean_over_images(bases)
+    in_one_graph: Any = partial(torch.compile, backend="aot_eager", fullgraph=True)
     with group_of(2, rank, meeting):
         assert share_values()
-        function: Any = torch.compile(sum_over_processes, backend="aot_eager", fullgraph=True) if compiled else None
-        values = of_rank(rank).requires_grad_()
-        total = (function or sum_over_processes)(values.T)  # not contiguous
-        torch.testing.assert_close(total.T, of_rank(0) + of_rank(1), rtol=0, atol=0)  # one addition, in any order
-        (total.T * weights[rank]).sum().backward()
-        torch.testing.assert_close(values.grad, weights[0] + weights[1], rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "one graph"])
-def test_sums_and_their_gradients(compiled: bool, tmp_path: Path) -> None:
-    run_ranks(2, sums, tmp_path / "meeting", compiled)
-
-
-def means(rank: int, meeting: Path) -> None:
-    torch.manual_seed(0)
-    bases = torch.randn(5, 3, 4, dtype=torch.float64)
-    expected = mean_over_images(bases)
-    with group_of(2, rank, meeting):
-        compiled = torch.compile(mean_over_images, backend="aot_eager", fullgraph=True)
+        for function in (sum_over_processes, in_one_graph(sum_over_processes)):
+            values = of_rank(rank).requires_grad_()
+            total = function(values.T)  # not contiguous
+            torch.testing.assert_close(total.T, of_rank(0) + of_rank(1), rtol=0, atol=0)  # one addition, in any order
+            (total.T * weights[rank]).sum().backward()
+            torch.testing.assert_close(values.grad, weights[0] + weights[1], rtol=0, atol=0)
         mine = bases[:2] if rank == 0 else bases[2:]  # batches of different sizes
         # Four additions of sums below 25 round by at most 25 · 2⁻⁵³ each, before a division by five.
-        torch.testing.assert_close(compiled(mine), expected, rtol=0, atol=5e-15)
+        torch.testing.assert_close(in_one_graph(mean_over_images)(mine), expected, rtol=0, atol=5e-15)
 
 
-def test_compiled_bases(tmp_path: Path) -> None:
-    run_ranks(2, means, tmp_path / "meeting")
+def test_sums_gradients_and_bases_of_two_processes(tmp_path: Path) -> None:
+    """In eager and in compiled code; all in one start of the processes, which takes longest."""
+    run_ranks(2, of_two_processes, tmp_path / "meeting")
 
 
 def test_alone() -> None:
