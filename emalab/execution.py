@@ -44,6 +44,9 @@ class TrainingStep(nn.Module):
 
     def record(self, images: Tensor, masks: Tensor) -> None:
         """Replace forward and backward by a CUDA graph for batches of this shape, in training mode."""
+        if hasattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch"):  # from torch 2.10 on
+            # A replay leaves gradients on another stream than the parameters were first used on; that is meant so.
+            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
         buffers = {name: buffer.clone() for name, buffer in self.named_buffers()}
         # The graph keeps its inputs and writes every later batch into them: they must not be the caller's.
         torch.cuda.make_graphed_callables(self, (images.clone(), masks.clone()))
