@@ -5,7 +5,7 @@
     torchrun --nproc-per-node 4 book/experiments/h200_scaling.py --batch-per-gpu 4 --batch-norms all
 
 Each adds its rows to ``book/results/h200-scaling.json``, which the chapter "What attention costs" reads, or replaces
-those of the same step. A compiled step takes a minute or two, any other one ten seconds.
+those of the same step. Compiling takes two to four minutes for each recipe, any other step ten seconds.
 """
 
 from __future__ import annotations
