@@ -24,6 +24,10 @@ def tiny_recipe(**changes: Any) -> Recipe:
     return replace(recipe, optim=optim, data=data, **changes)
 
 
+def with_auxiliary_head(recipe: Recipe) -> Recipe:
+    return replace(recipe, model=replace(recipe.model, auxiliary_channels=8, concat_input=True))
+
+
 def scenes(length: int = 6, split: str = "val", size: int = 64) -> ShapesDataset:
     return ShapesDataset(PooledScenes(size=size), split, length)
 

@@ -41,7 +41,7 @@ TESTS = [
         *("statistics", "dry_runs"),
     )
 ]
-TESTS += ["tests/package/test_trainer.py::TestStep", "tests/package/test_cost.py"]
+TESTS += ["tests/package/test_training_step.py", "tests/package/test_cost.py"]
 TESTS += [f"tests/package/data/test_{name}.py" for name in ("dataset", "shapes", "transforms")]
 
 BOUNDED = {

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 from lightning_fabric.plugins import MixedPrecision
-from test_trainer import assert_same, final_state
 from tiny import CPU, scenes, short_train, tiny_recipe, tiny_segmenter
 from torch import Tensor, nn
+from trained import assert_same, final_state, train_to_first_checkpoint
 from waiting import HANGS
 
 from emalab.accumulation import one_update_of_bases
@@ -219,12 +219,9 @@ class TestScaler:
 class TestRun:
     def test_resumes_bit_for_bit(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         recipe = tiny_recipe(optim={"accumulate_grad_batches": 2})
-        recipe, save = replace(recipe, model=replace(recipe.model, dropout=0.2)), Trainer.save
+        recipe = replace(recipe, model=replace(recipe.model, dropout=0.2))
         short_train(recipe, tmp_path / "whole")
-        with monkeypatch.context() as stopped:
-            stopped.setattr(Trainer, "save", lambda trainer, path: (save(trainer, path), sys.exit("stopped")))
-            with pytest.raises(SystemExit, match="stopped"):
-                short_train(recipe, tmp_path / "stopped")
+        train_to_first_checkpoint(recipe, tmp_path / "stopped", monkeypatch)
         short_train(recipe, tmp_path / "stopped", resume=True)
         assert_same(tmp_path / "stopped", tmp_path / "whole")
 

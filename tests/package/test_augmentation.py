@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_trainer import assert_same, final_state
 from tiny import CPU, scenes, short_train, tiny_recipe, tiny_segmenter
 from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader, get_worker_info
 from torchvision import tv_tensors
 from torchvision.transforms import v2
+from trained import assert_same, final_state, train_to_first_checkpoint
 
 from emalab.cli import main
 from emalab.data import DataError, augmentation
@@ -276,12 +276,9 @@ class TestTraining:
         assert not torch.equal(one, other)
 
     def test_resumes_bit_for_bit(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        recipe, save = tiny_recipe(data={"augment": f"{__name__}:darker", "rotation": 20.0}), Trainer.save
+        recipe = tiny_recipe(data={"augment": f"{__name__}:darker", "rotation": 20.0})
         short_train(recipe, tmp_path / "whole")
-        with monkeypatch.context() as stopped:
-            stopped.setattr(Trainer, "save", lambda trainer, path: (save(trainer, path), sys.exit("stopped")))
-            with pytest.raises(SystemExit, match="stopped"):
-                short_train(recipe, tmp_path / "stopped")
+        train_to_first_checkpoint(recipe, tmp_path / "stopped", monkeypatch)
         with pytest.raises(ValueError, match=r"data\.augment: .*:darker' there, None here"):
             short_train(tiny_recipe(data={"rotation": 20.0}), tmp_path / "stopped", resume=True)
         short_train(recipe, tmp_path / "stopped", resume=True, num_workers=1)

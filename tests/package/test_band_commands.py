@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import Capture, fails, message
 from PIL import Image
 from tiny import random_images, tiny_recipe, tiny_segmenter
 from tiny_data import SIZE, save_bands, save_image, save_mask
@@ -24,8 +25,6 @@ from emalab.recipes.from_folder import describe_recipe, recipe_for_folder
 from emalab.segmenter import Segmenter
 from emalab.views import MIRRORED
 from emalab.viz import overlay
-
-Capture = pytest.CaptureFixture[str]
 
 
 def pixels(count: int, seed: int = 0) -> np.ndarray:
@@ -46,16 +45,6 @@ def release(path: Path, count: int) -> Path:
     model = tiny_segmenter(in_channels=count)
     export_segmenter(model, path, tiny_recipe(model=model.config), {}, torch.float32)
     return path
-
-
-def fails(capsys: Capture, *arguments: object) -> str:
-    """The one line of a command that fails."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as exit_:
-        main([str(argument) for argument in arguments])
-    assert exit_.value.code == 1
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    return line
 
 
 class TestPredictInPython:
@@ -134,26 +123,28 @@ class TestPredictCommand:
 
     def test_photographs_and_videos_are_one_line_each(self, five: Path, tmp_path: Path, capsys: Capture) -> None:
         photo = save_image(tmp_path / "a.jpg")
-        line = fails(capsys, "predict", photo, "--checkpoint", five, "--out", tmp_path)
-        assert line.endswith(
+        fails("predict", photo, "--checkpoint", five, "--out", tmp_path)
+        assert message(capsys).endswith(
             f"{photo}: is a photograph, and 5 channels are wanted, as the network takes them: a .npy file of an array "
             "(h, w, 5), or a TIFF of 5 bands."
         )
         (tmp_path / "a.mp4").write_bytes(b"not looked at")
-        line = fails(capsys, "predict", tmp_path / "a.mp4", "--checkpoint", five, "--out", tmp_path)
-        assert line.endswith("a.mp4: is a video in RGB, and the network takes images of 5 channels.")
+        fails("predict", tmp_path / "a.mp4", "--checkpoint", five, "--out", tmp_path)
+        assert message(capsys).endswith("a.mp4: is a video in RGB, and the network takes images of 5 channels.")
         frames = [Image.new("RGB", (30, 20), color) for color in ("red", "lime")]
         frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-        line = fails(capsys, "predict", tmp_path / "a.gif", "--checkpoint", five, "--out", tmp_path)
-        assert "a.gif: is a photograph, and 5 channels are wanted" in line
+        fails("predict", tmp_path / "a.gif", "--checkpoint", five, "--out", tmp_path)
+        assert "a.gif: is a photograph, and 5 channels are wanted" in message(capsys)
         assert not list(tmp_path.glob("*.mask*"))
 
     def test_bands_for_a_network_of_rgb(self, tmp_path: Path, capsys: Capture) -> None:
         rgb = release(tmp_path / "rgb.safetensors", 3)
         for name in ("a.npy", "a.tif"):
             path = save_bands(tmp_path / name, pixels(5))
-            line = fails(capsys, "predict", path, "--checkpoint", rgb, "--out", tmp_path)
-            assert line.endswith(f"{path}: has 5 channels, and RGB images are wanted, as the network takes them.")
+            fails("predict", path, "--checkpoint", rgb, "--out", tmp_path)
+            assert message(capsys).endswith(
+                f"{path}: has 5 channels, and RGB images are wanted, as the network takes them."
+            )
 
     def test_a_fourth_channel_for_a_network_of_rgb(self, tmp_path: Path, capsys: Capture) -> None:
         rgb, path = release(tmp_path / "rgb.safetensors", 3), save_bands(tmp_path / "a.tif", pixels(4))

@@ -1,4 +1,4 @@
-"""Work shared by real processes: every image counts once, and machines that torchrun joins train one network."""
+"""Work shared by real processes: every image counts once, and all ranks, of several machines too, train one network."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from processes import group_of, run_ranks
 from test_evaluation import Sizes
 from tiny import tiny_segmenter
 from tiny_data import make_camvid
+from trained import final_state
 from waiting import HANGS
 
+from emalab.cli import main
 from emalab.evaluation import evaluate
 from emalab.metrics import SegmentationScores
+from emalab.results import load_records
+from emalab.runlog import read_log
 
 SETTINGS = {"scales": (0.75, 1.0), "flip": True}
 
@@ -116,3 +120,49 @@ def test_two_machines_with_different_data(tmp_path: Path) -> None:
         assert status != 0
         assert "emalab: error: the processes of this run read different data as camvid; give all the same" in error
     assert not (tmp_path / "run").exists()
+
+
+def test_two_ranks_are_one_process_with_their_batches_together(tmp_path: Path) -> None:
+    """Under torchrun, in double precision. Crops are padded at random, so ranks count different labeled pixels."""
+    flags = (
+        "--precision 64-true --optim.optimizer sgd --optim.lr 0.05 --optim.warmup 0 --optim.iterations 6 "
+        "--optim.batch-size 4 --data.crop-size 40 40 --data.scale-range 0.4 1.0 "
+        "--accelerator cpu --no-progress --log-every 1"
+    )
+    command = ["train", "shapes-tiny", *flags.split(), "--out"]
+    main([*command, str(tmp_path / "one")])
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "emalab"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*torchrun, *command, str(tmp_path / "two")], env=environment, capture_output=True, text=True, timeout=HANGS
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    one, two = final_state(tmp_path / "one"), final_state(tmp_path / "two")
+    assert one["context.bases"].dtype == torch.float64
+    assert one.keys() == two.keys()
+    for key in one:
+        torch.testing.assert_close(two[key], one[key], rtol=1e-11, atol=1e-12, msg=key)
+
+    first, second = (load_records(tmp_path / name, "record.json")[0] for name in ("one", "two"))
+    assert (first["devices"], second["devices"]) == (1, 2)
+    assert second["scores"] == first["scores"]  # from 200 images, each counted once
+    assert second["scores"]["single scale"]["images"] == 200
+
+    assert done.stdout.count("single scale: mIoU") == 1
+    logs = [[line.get("loss", 0.0) for line in read_log(tmp_path / name)] for name in ("one", "two")]
+    # That of the whole batch, on which all ranks stop or go on. Fabric hands out losses in float32.
+    assert logs[1] == pytest.approx(logs[0], rel=3e-7)
+    assert len(logs[0]) == 7
+
+
+def test_devices_without_torchrun(tmp_path: Path) -> None:
+    """Fabric starts the second process itself."""
+    flags = "--accelerator cpu --devices 2 --no-progress --optim.iterations 2"
+    flags += " --data.eval-split val/held-out"
+    command = [sys.executable, "-m", "emalab", "train", "shapes-tiny", *flags.split(), "--out", str(tmp_path / "run")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANGS)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert load_records(tmp_path / "run", "record.json")[0]["devices"] == 2
+    assert done.stdout.count("single scale: mIoU") == 1

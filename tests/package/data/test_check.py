@@ -1,10 +1,13 @@
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import Capture, fails, message
 from PIL import Image
 from tiny_data import SIZE, make_camvid, make_voc, random_labels, save_image, save_mask, save_pages
 
+from emalab.cli import main
 from emalab.data import DATASETS, DataError, DatasetEntry
 from emalab.data.camvid import CAMVID, load_camvid
 from emalab.data.check import CheckReport, Problem, check_dataset
@@ -115,3 +118,52 @@ def test_real_archives_are_in_order(real_data_root, name, archive):
     report = check_dataset(name, real_data_root(archive), ["train", "val"])
     assert report.ok, str(report)
     assert report.notes == []
+
+
+@pytest.mark.usefixtures("no_data_root")
+class TestDataCheck:
+    def test_in_order(self, camvid: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("EMALAB_DATA", str(camvid))
+        main(["data", "check", "camvid"])
+        assert "everything is in order" in capsys.readouterr().out
+
+    def test_names_every_problem(self, camvid: Path, capsys: Capture) -> None:
+        truncated = camvid / "camvid/images/train_0.jpg"
+        truncated.write_bytes(truncated.read_bytes()[:500])
+        save_mask(camvid / "camvid/labels/val_0.png", random_labels([0, 1], (10, 12)))
+        save_mask(camvid / "camvid/labels/test_0.png", random_labels([0, 77]))
+        (camvid / "camvid/labels/test_1.png").unlink()
+        fails("data", "check", "camvid", "--data-root", camvid)
+        text = capsys.readouterr().out
+        assert "train_0.jpg: cannot be read" in text
+        assert "val_0.png: labels are 12×10 but the image" in text
+        assert "test_0.png: label values outside the label set: 77" in text
+        assert "test_1.png: no such file" in text
+        assert "problems: 4" in text
+
+    def test_twice_listed_name(self, camvid: Path, capsys: Capture) -> None:
+        (camvid / "camvid/lists/val.txt").write_text("val_0\nval_0\n")
+        fails("data", "check", "camvid", "--data-root", camvid)
+        assert "lists val_0 2 times" in capsys.readouterr().out
+
+    def test_unknown_data_set(self, capsys: Capture) -> None:
+        fails("data", "check", "camvit")
+        assert "there is no data set 'camvit'; did you mean 'camvid'?" in message(capsys)
+
+
+@pytest.mark.usefixtures("no_data_root")
+def test_data_lies_in_the_folder_data_unless_said_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """What `emalab data prepare` makes, the other commands find: two commands from the release to the run."""
+    make_camvid(tmp_path / "data", per_split=2)
+    monkeypatch.chdir(tmp_path)
+    main(["data", "check", "camvid"])
+    assert "everything is in order" in capsys.readouterr().out
+    monkeypatch.setattr("emalab.data.prepare.prepare_dataset", lambda name, root, *_, **__: print(f"{name} to {root}"))
+    main(["data", "prepare", "camvid"])
+    monkeypatch.chdir(tmp_path / "data")
+    main(["data", "prepare", "camvid"])
+    monkeypatch.setenv("EMALAB_DATA", "elsewhere")
+    main(["data", "prepare", "camvid"])
+    assert capsys.readouterr().out.splitlines() == ["camvid to data", "camvid to data", "camvid to elsewhere"]
