@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -73,6 +74,23 @@ def group_of(world_size: int, rank: int, meeting: Path) -> Iterator[None]:
 def _with_one_thread(work: Callable[..., None], *arguments: Any) -> None:
     torch.set_num_threads(1)  # a forked process has none of its parent's threads
     work(*arguments)
+
+
+TWO_RANKS = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+"""What stands before ``-m MODULE`` or a program's path, for `run_module` to start it twice."""
+
+
+def run_module(*words: str) -> str:
+    """``python -m WORDS`` in new processes of one thread each, which must end well; what they print."""
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=HANGS,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 class Command:

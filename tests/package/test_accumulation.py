@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 from lightning_fabric.plugins import MixedPrecision
+from processes import TWO_RANKS, run_module
 from tiny import CPU, scenes, short_train, tiny_recipe, tiny_segmenter
 from torch import Tensor, nn
 from trained import assert_same, final_state, train_to_first_checkpoint
-from waiting import HANGS
 
 from emalab.accumulation import one_update_of_bases
 from emalab.bases import MovingAverage, make_maintenance
@@ -275,16 +272,9 @@ def test_two_ranks_exchange_gradients_once_a_step(tmp_path: Path) -> None:
     main([*command, str(tmp_path / "one")])
     program = tmp_path / "counting.py"
     program.write_text(COUNTING)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
-    done = subprocess.run(
-        [*torchrun, *command, str(tmp_path / "two"), "--optim.accumulate-grad-batches", "2"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=HANGS,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("exchanges: 3.0") == 2, done.stdout
+    two_parts = ["--optim.accumulate-grad-batches", "2"]
+    printed = run_module(*TWO_RANKS, str(program), *command, str(tmp_path / "two"), *two_parts)
+    assert printed.count("exchanges: 3.0") == 2, printed
     one, two = final_state(tmp_path / "one"), final_state(tmp_path / "two")
     for key in one:
         torch.testing.assert_close(two[key], one[key], rtol=1e-11, atol=1e-12, msg=key)

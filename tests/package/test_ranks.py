@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from processes import group_of, run_ranks
+from processes import TWO_RANKS, group_of, run_module, run_ranks
 from test_evaluation import Sizes
 from tiny import tiny_segmenter
 from tiny_data import make_camvid
@@ -131,12 +131,7 @@ def test_two_ranks_are_one_process_with_their_batches_together(tmp_path: Path) -
     )
     command = ["train", "shapes-tiny", *flags.split(), "--out"]
     main([*command, str(tmp_path / "one")])
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "emalab"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*torchrun, *command, str(tmp_path / "two")], env=environment, capture_output=True, text=True, timeout=HANGS
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    printed = run_module(*TWO_RANKS, "-m", "emalab", *command, str(tmp_path / "two"))
 
     one, two = final_state(tmp_path / "one"), final_state(tmp_path / "two")
     assert one["context.bases"].dtype == torch.float64
@@ -149,7 +144,7 @@ def test_two_ranks_are_one_process_with_their_batches_together(tmp_path: Path) -
     assert second["scores"] == first["scores"]  # from 200 images, each counted once
     assert second["scores"]["single scale"]["images"] == 200
 
-    assert done.stdout.count("single scale: mIoU") == 1
+    assert printed.count("single scale: mIoU") == 1
     logs = [[line.get("loss", 0.0) for line in read_log(tmp_path / name)] for name in ("one", "two")]
     # That of the whole batch, on which all ranks stop or go on. Fabric hands out losses in float32.
     assert logs[1] == pytest.approx(logs[0], rel=3e-7)
@@ -160,9 +155,6 @@ def test_devices_without_torchrun(tmp_path: Path) -> None:
     """Fabric starts the second process itself."""
     flags = "--accelerator cpu --devices 2 --no-progress --optim.iterations 2"
     flags += " --data.eval-split val/held-out"
-    command = [sys.executable, "-m", "emalab", "train", "shapes-tiny", *flags.split(), "--out", str(tmp_path / "run")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANGS)
-    assert done.returncode == 0, done.stderr[-3000:]
+    printed = run_module("emalab", "train", "shapes-tiny", *flags.split(), "--out", str(tmp_path / "run"))
     assert load_records(tmp_path / "run", "record.json")[0]["devices"] == 2
-    assert done.stdout.count("single scale: mIoU") == 1
+    assert printed.count("single scale: mIoU") == 1

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -13,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import TWO_RANKS, run_module
 from tiny import scenes, tiny_recipe, tiny_segmenter
 from tiny_data import SIZE, make_voc, save_image, save_mask, write_list
-from waiting import HANGS
 
 from emalab.checkpoints import export_segmenter
 from emalab.cli import main
@@ -167,16 +165,8 @@ def test_two_processes_share_the_images_of_the_command(model: Segmenter, voc: Pa
     export_segmenter(model, tmp_path / "net.safetensors", tiny_recipe(model=model.config), {}, torch.float32)
     arguments = ["submit", str(tmp_path / "net.safetensors"), "--data", "voc", "--data-root", str(voc)]
     main([*arguments, "--out", str(tmp_path / "one"), "--device", "cpu"])
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "emalab"]
-    done = subprocess.run(
-        [*torchrun, *arguments, "--out", str(tmp_path / "two"), "--device", "cpu"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=HANGS,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("3 images: ") == 1
+    printed = run_module(*TWO_RANKS, "-m", "emalab", *arguments, "--out", str(tmp_path / "two"), "--device", "cpu")
+    assert printed.count("3 images: ") == 1
     for path in (tmp_path / "one" / FOLDER).iterdir():
         assert (tmp_path / "two" / FOLDER / path.name).read_bytes() == path.read_bytes()
     with tarfile.open(tmp_path / "two/results.tgz") as tar:
