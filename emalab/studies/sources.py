@@ -21,6 +21,7 @@ A YAML file::
 from __future__ import annotations
 
 import runpy
+import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -74,7 +75,8 @@ def find_study(source: str, allow_code: Collection[str] = ()) -> tuple[Study, St
 def load_studies(path: Path, allow_code: Collection[str] | None = ()) -> dict[str, Study]:
     """The studies of a file, by name: one of a ``.yaml``; of a ``.py``, which is run, those bound to names of it.
 
-    A name may be bound to a `Study` or to a list, a tuple or a mapping of them.
+    A name may be bound to a `Study` or to a list, a tuple or a mapping of them. The file may import the modules beside
+    it; one in a package imports them by their full names.
 
     Args:
         path: the file.
@@ -92,7 +94,7 @@ def load_studies(path: Path, allow_code: Collection[str] | None = ()) -> dict[st
     if path.suffix != ".py":
         raise ValueError(f"{path} is neither a Python file (.py) nor a YAML file (.yaml) with studies")
     found: dict[str, Study] = {}
-    for study in _studies_in(runpy.run_path(str(path)).values()):
+    for study in _studies_in(_run(path).values()):
         if found.setdefault(study.name, study) != study:
             raise ValueError(f"{path} has two studies called {study.name!r}")
     if not found:
@@ -109,6 +111,21 @@ def _split(source: str) -> tuple[Path | None, str]:
         if source.endswith(ending):
             return Path(source), ""
     return None, source
+
+
+def _run(path: Path) -> dict[str, Any]:
+    """The names that a Python file binds; what it may import lies beside it, or beside the package that it is in."""
+    folder = path.resolve().parent
+    while (folder / "__init__.py").is_file():
+        folder = folder.parent
+    added = str(folder) not in sys.path
+    if added:
+        sys.path.append(str(folder))
+    try:
+        return runpy.run_path(str(path))
+    finally:
+        if added:
+            sys.path.remove(str(folder))
 
 
 def _studies_in(values: Any) -> Iterator[Study]:

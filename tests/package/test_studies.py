@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from tiny_studies import FROZEN, base, tiny_study
 
-from emalab.studies import Cell, Study, family, override
+from emalab.studies import Cell, Study, family, load_studies, override
 from emalab.studies.statistics import student_interval
 from emalab.studies.summary import format_summary, score, summarize, summary_to_dict
 
@@ -77,6 +79,27 @@ class TestStudy:
         shared = bases.baseline
         assert (shared.label, shared.seeds, shared.evaluations) == ("K=8", 5, at_test)
         assert iterations.recipe(iterations.baseline) == bases.recipe(shared) == whole.recipe(whole.baseline)
+
+
+class TestPythonFile:
+    STUDY = 'STUDY = Study("own", "", get_recipe("shapes-tiny"), (Cell("base"), FROZEN))'
+
+    @pytest.mark.parametrize("package", ["", "own_experiments_of_a_test"], ids=["beside", "in a package"])
+    def test_may_import_modules_beside_it(self, package: str, tmp_path: Path) -> None:
+        """And leaves the path of imports as it was."""
+        folder = tmp_path / package
+        folder.mkdir(exist_ok=True)
+        if package:
+            (folder / "__init__.py").touch()
+        module = f"cells_{'in' if package else 'beside'}_a_test"
+        cell = 'FROZEN = Cell("frozen", {"model.ema.maintenance": "frozen"})'
+        (folder / f"{module}.py").write_text(f"from emalab.studies import Cell\n{cell}\n")
+        lines = ("from emalab.recipes import get_recipe", "from emalab.studies import Cell, Study")
+        lines += (f"from {package + '.' * bool(package)}{module} import FROZEN", self.STUDY)
+        (folder / "studies.py").write_text("\n".join(lines))
+        before = list(sys.path)
+        assert [cell.label for cell in load_studies(folder / "studies.py")["own"].cells] == ["base", "frozen"]
+        assert sys.path == before
 
 
 def record(name: str, seed: int, miou: float | None, **evaluations: float) -> dict[str, Any]:
