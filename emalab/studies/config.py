@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 
 from emalab.choices import suggestion
 from emalab.recipes import Recipe
@@ -14,6 +15,7 @@ from emalab.recipes.files import check_file_name
 __all__ = ["BASE", "Cell", "Changes", "Run", "Study", "family", "override", "same_training"]
 
 _MOST_SEEDS = 10_000
+_LONGEST_NAME = 120  # of a recipe: file systems take 255 bytes, Windows 260 characters with all folders
 BASE = "base"  # what the cell without changes is called in the study of a whole family
 
 
@@ -100,12 +102,15 @@ class Study:
         return list(dict.fromkeys(label for cell in self.cells for label in cell.evaluations))
 
     def recipe(self, cell: Cell, seed: int = 0) -> Recipe:
-        """What a run of ``cell`` trains, named after what it changes."""
+        """What a run of ``cell`` trains, named after what it changes; the end of a very long name is a hash of it."""
         changed = override(self.base, cell.changes)
         slugs = [
             _slug(key, value) for key, value in cell.changes.items() if override(self.base, {key: value}) != self.base
         ]
-        return replace(changed, name="-".join([self.base.name, *slugs]), seed=seed)
+        name = "-".join([self.base.name, *slugs])
+        if len(name) > _LONGEST_NAME:
+            name = f"{name[: _LONGEST_NAME - 9]}-{sha256(name.encode()).hexdigest()[:8]}"
+        return replace(changed, name=name, seed=seed)
 
     def runs(self, only: Sequence[str] = ()) -> list[Run]:
         """Every run: seed 0 of each cell first, then seed 1, …, so that an early stop leaves a balanced study.

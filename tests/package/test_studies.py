@@ -28,6 +28,16 @@ class TestStudy:
         with pytest.raises(ValueError, match="must be one of stop, last, unroll"):
             override(base(), {"model.ema.grad": "full"})
 
+    def test_names_of_many_changes_stay_names_of_files(self) -> None:
+        """Windows takes paths of 260 characters, and two cells that differ at the end keep two names."""
+        many = {"optim.lr": 0.0123456, "optim.weight_decay": 0.0123456, "optim.head_lr_factor": 1.23456}
+        many |= {"optim.bias_lr_factor": 1.23456, "optim.clip_norm": 1.23456, "model.ema.num_bases": 4}
+        study = tiny_study(Cell("base"), *(Cell(f"T={t}", many | {"model.ema.num_iters": t}) for t in (1, 2)))
+        names = {run.recipe.name for run in study.runs()}
+        assert len(names) == 3
+        assert max(map(len, names)) == 120
+        assert study.recipe(study.cells[1]).name[:100] == study.recipe(study.cells[2]).name[:100]
+
     def test_seed_0_of_every_cell_comes_first(self) -> None:
         study = tiny_study(
             Cell("base", seeds=3), Cell("frozen", FROZEN, seeds=1), Cell("K=4", {"model.ema.num_bases": 4})
