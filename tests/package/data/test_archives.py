@@ -400,8 +400,8 @@ class TestHarm:
         info = special("long", tarfile.XHDTYPE)
         info.size = 1 << 30
         (folder.parent / "a.tar").write_bytes(info.tobuf() + bytes(2048))
-        # Python 3.14's tarfile reads no further than the file goes, and finds the end.
-        with pytest.raises(ArchiveError, match=r"damaged or incomplete .(a header claims 1073741824 bytes|empty header)"):
+        by_us, by_python = "a header claims 1073741824 bytes", "empty header"  # from Python 3.14 on
+        with pytest.raises(ArchiveError, match=f"damaged or incomplete .({by_us}|{by_python})"):
             unpack(folder.parent / "a.tar", folder)
 
     def test_a_folder_in_place_of_an_archive(self, kind: str, folder: Path) -> None:
