@@ -15,7 +15,7 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from emalab.choices import MaintenanceName, Renormalize, check_choice
-from emalab.collectives import share_values, sum_over_processes
+from emalab.collectives import several_processes, sum_over_processes
 from emalab.em import normalize_bases
 
 __all__ = [
@@ -46,7 +46,7 @@ def mean_over_images(bases: Tensor) -> Tensor:
     finite = reduce(bases.isfinite(), "b k c -> b", "all")
     total = reduce(torch.where(rearrange(finite, "b -> b 1 1"), bases, 0.0), "b k c -> k c", "sum")
     count = finite.sum(dtype=total.dtype)[None]
-    if share_values():
+    if several_processes():
         packed = sum_over_processes(torch.cat([total.flatten(), count]))
         total, count = packed[:-1].view_as(total), packed[-1:]
     return total / count

@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["share_values", "sum_over_processes"]
+__all__ = ["several_processes", "sum_over_processes"]
 
 
-def share_values() -> bool:
+def several_processes() -> bool:
     """Whether several processes train together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor, nn
 
-from emalab.collectives import share_values, sum_over_processes
+from emalab.collectives import several_processes, sum_over_processes
 
 __all__ = ["SharedBatchNorm", "share_batch_norm"]
 
@@ -29,7 +29,7 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize, and in training update the running statistics: (b, c, …) → (b, c, …)."""
-        shared = self.training and share_values()
+        shared = self.training and several_processes()
         y = self._normalize(x) if shared else super().forward(x)
         return y if self.after is None else self.after(y)
 

@@ -14,7 +14,7 @@ from processes import group_of, run_ranks
 from tiny import tiny_recipe
 
 from emalab.bases import mean_over_images
-from emalab.collectives import share_values, sum_over_processes
+from emalab.collectives import several_processes, sum_over_processes
 from emalab.execution import Execution, TrainingStep
 
 
@@ -28,7 +28,7 @@ def of_two_processes(rank: int, meeting: Path) -> None:
     expected = mean_over_images(bases)
     in_one_graph: Any = partial(torch.compile, backend="aot_eager", fullgraph=True)
     with group_of(2, rank, meeting):
-        assert share_values()
+        assert several_processes()
         for function in (sum_over_processes, in_one_graph(sum_over_processes)):
             values = of_rank(rank).requires_grad_()
             total = function(values.T)  # not contiguous
@@ -46,7 +46,7 @@ def test_sums_gradients_and_bases_of_two_processes(tmp_path: Path) -> None:
 
 
 def test_alone() -> None:
-    assert not share_values()
+    assert not several_processes()
 
 
 @pytest.mark.parametrize(("world_size", "parts", "recorded"), [(2, 1, True), (2, 2, False), (1, 1, False)])
